@@ -1,0 +1,1 @@
+"""The simulated pair: a producer kernel and a consumer kernel."""

@@ -1,0 +1,131 @@
+"""Physical memory as an image holds it: the contract of every backend.
+
+A page is *present*, *excluded* (RAM, but left out of the dump) or *outside* RAM. The
+three are never confused with zeros, and never with each other.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.errors import IncompleteError
+
+U8Array = npt.NDArray[np.uint8]
+U64Array = npt.NDArray[np.uint64]
+
+
+class PageState(enum.IntEnum):
+    """What an image knows of a physical address."""
+
+    OUTSIDE = 0
+    EXCLUDED = 1
+    PRESENT = 2
+
+
+class MemoryFault(IncompleteError):
+    """A read met an address that the image does not hold.
+
+    ``address`` is the first byte that is missing, ``state`` why.
+    """
+
+    def __init__(self, address: int, state: PageState) -> None:
+        why = "left out of the image" if state is PageState.EXCLUDED else "outside memory"
+        super().__init__(f"physical address {address:#x} is {why}")
+        self.address = address
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A range of physical memory, ``[start, start + size)`` bytes, in one state."""
+
+    start: int
+    size: int
+    state: PageState = PageState.PRESENT
+
+    @property
+    def end(self) -> int:
+        """First byte behind the region."""
+        return self.start + self.size
+
+
+class PhysicalMemory(ABC):
+    """Read access to the physical memory of one machine at one moment."""
+
+    #: What the container calls itself: ``raw``, ``elf``, ``kdump``, ``sparse``, ...
+    kind: str = "?"
+    #: Page size of the machine if the container records it, else None.
+    page_size: int | None = None
+    #: Machine, if the container records it: ``x86_64``, ``aarch64``, ``riscv64``.
+    machine: str | None = None
+    #: Kernel release and other notes of the container (VMCOREINFO pairs, utsname).
+    notes: dict[str, str]
+
+    @property
+    @abstractmethod
+    def regions(self) -> tuple[Region, ...]:
+        """Ascending, disjoint regions in a state other than OUTSIDE."""
+
+    @abstractmethod
+    def read(self, pa: int, size: int) -> bytes:
+        """``size`` bytes at physical address ``pa``.
+
+        Raises :class:`MemoryFault` naming the first missing byte. Never allocates
+        ``size`` bytes before it knows that they are present.
+        """
+
+    @abstractmethod
+    def gather(self, addresses: U64Array, size: int, out: U8Array | None = None) -> U8Array:
+        """Read ``size`` bytes at each address into an ``(n, size)`` array.
+
+        Rows that are not wholly present are zero; ask :meth:`states` which. ``out``, if
+        given, is an ``(>= n, size)`` C-contiguous buffer; its first n rows are returned.
+        """
+
+    @abstractmethod
+    def states(self, addresses: U64Array, size: int = 1) -> U8Array:
+        """State of ``size`` bytes (less than 2^32) at each address, as PageState values.
+
+        The lowest state found in the range counts: PRESENT means wholly present.
+        """
+
+    @abstractmethod
+    def extents(self) -> Iterator[tuple[int, memoryview]]:
+        """Present memory as (physical address, bytes) pieces, ascending.
+
+        Pieces are read-only, zero copy where the container allows it, start at a multiple
+        of 4096 where the container's pages do, and skip holes of sparse files, so that a
+        scan costs what the image really holds.
+        """
+
+    def state(self, pa: int, size: int = 1) -> PageState:
+        """State of ``size`` bytes at ``pa``; the scalar form of :meth:`states`."""
+        if pa < 0 or pa + size > 1 << 64:
+            return PageState.OUTSIDE
+        return PageState(int(self.states(np.array([pa], np.uint64), size)[0]))
+
+    def array(self, pa: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        """``count`` items of a numpy dtype at ``pa``, read only. Raises MemoryFault."""
+        return np.frombuffer(self.read(pa, dtype.itemsize * count), dtype, count)
+
+    def close(self) -> None:
+        """Release the file. Views handed out stay valid as long as they are held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()

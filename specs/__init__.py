@@ -1,0 +1,1 @@
+"""Kaitai Struct specifications of the ABI, and the parsers generated from them."""

@@ -270,6 +270,11 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self._end = 0
         for member in members:
             self._add(member.name, member.subcon, member.docs or "")
+        if tail is not None and not packed:
+            item = tail[1]
+            self.alignment = max(
+                self.alignment, item.alignment if isinstance(item, Struct) else item.size
+            )
         self._pad_to(self.alignment)
         self.size = self._end
         if tail is not None:

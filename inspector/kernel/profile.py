@@ -63,7 +63,7 @@ SERIES: Mapping[str, Mapping[str, str]] = {
     },
     "iommu-vw": {
         "iommu": "iommu-v4-version-field",
-        "iommufd": "iommu-v4-version-field",
+        "iommufd": "iommu-v3-2026-06",
         "pci": "pci-flb-version2-2026",
         "vfio-pci": "vfio-pci-v2",
     },

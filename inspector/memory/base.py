@@ -57,6 +57,20 @@ class Region:
         return self.start + self.size
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Present memory ``[start, end)`` around an address, for loops that follow pointers.
+
+    ``data[i]`` is the byte at ``start + i``, ``words[i]`` the little-endian 64-bit word at
+    ``start + 8 * i``; ``start`` and ``end`` are multiples of 8. Both views are read only.
+    """
+
+    start: int
+    end: int
+    data: memoryview
+    words: memoryview
+
+
 class PhysicalMemory(ABC):
     """Read access to the physical memory of one machine at one moment."""
 
@@ -103,7 +117,8 @@ class PhysicalMemory(ABC):
 
         Pieces are read-only, zero copy where the container allows it, start at a multiple
         of 4096 where the container's pages do, and skip holes of sparse files, so that a
-        scan costs what the image really holds.
+        scan costs what the image really holds. Present memory that no piece covers is zero.
+        A piece is valid until the next one is taken, unless the caller holds it.
         """
 
     def state(self, pa: int, size: int = 1) -> PageState:
@@ -115,6 +130,22 @@ class PhysicalMemory(ABC):
     def array(self, pa: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         """``count`` items of a numpy dtype at ``pa``, read only. Raises MemoryFault."""
         return np.frombuffer(self.read(pa, dtype.itemsize * count), dtype, count)
+
+    def span(self, pa: int) -> Span | None:
+        """Present memory around ``pa``, as much as costs nothing, or None if there is none.
+
+        For pointer chases: fetch a span, stay in it as long as the pointer does.
+        """
+        page = pa & ~4095
+        try:
+            data = memoryview(self.read(page, 4096))
+        except MemoryFault:
+            return None
+        return Span(page, page + 4096, data, data.cast("Q"))
+
+    def u64(self, pa: int) -> int:
+        """The little-endian 64-bit word at ``pa``. Raises MemoryFault."""
+        return int.from_bytes(self.read(pa, 8), "little")
 
     def close(self) -> None:
         """Release the file. Views handed out stay valid as long as they are held."""

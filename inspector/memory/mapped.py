@@ -1,0 +1,211 @@
+"""Memory whose bytes lie in one buffer, usually a file mapping: zero copy throughout."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from inspector.memory.base import (
+    MemoryFault,
+    PageState,
+    PhysicalMemory,
+    Region,
+    Span,
+    U8Array,
+    U64Array,
+)
+from inspector.memory.segments import I64Array, Kind, Segment, SegmentTable
+
+_ZEROS = memoryview(bytes(1 << 20))
+_WORD = struct.Struct("<Q")
+_WORDS_AT_ONCE = 1 << 16
+
+#: ``data_ranges(offset, end)``: the parts of a file range that are not holes.
+DataRanges = Callable[[int, int], Iterator[tuple[int, int]]]
+
+
+def _no_holes(offset: int, end: int) -> Iterator[tuple[int, int]]:
+    yield offset, end
+
+
+class MappedMemory(PhysicalMemory):
+    """Physical memory as a table of pieces of one read-only buffer."""
+
+    kind = "mapped"
+
+    def __init__(
+        self, table: SegmentTable, data: memoryview, data_ranges: DataRanges = _no_holes
+    ) -> None:
+        """``data`` is a read-only view of bytes; offsets of ``table`` are inside it."""
+        self.notes = {}
+        self._table = table
+        self._data = data
+        self._bytes: U8Array = np.frombuffer(data, np.uint8)
+        self._words: U64Array = np.frombuffer(data[: len(data) & ~7], "<u8")
+        self._data_ranges = data_ranges
+        self._regions: tuple[Region, ...] | None = None
+        self._spans: dict[int, Span] = {}
+        # The stored piece that was read last: [base, base + room) at offset delta + address.
+        # One tuple, so that threads see all of it or nothing.
+        self._current = (0, 0, 0)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Ascending, disjoint regions in a state other than OUTSIDE."""
+        if self._regions is None:
+            self._regions = self._table.regions()
+        return self._regions
+
+    def _seek(self, pa: int) -> tuple[int, int, int]:
+        """Make the stored piece that holds ``pa`` the current one; no room if there is none."""
+        index = self._table.find(pa)
+        if index < 0 or self._table.kind[index] != Kind.STORED:
+            return pa, -1, 0
+        piece = self._table[index]
+        self._current = (piece.first, piece.last + 1 - piece.first, piece.offset - piece.first)
+        return self._current
+
+    def read(self, pa: int, size: int) -> bytes:
+        """``size`` bytes at ``pa``; raises MemoryFault naming the first missing byte."""
+        base, room, delta = self._current
+        if not 0 <= pa - base <= room - size:
+            base, room, delta = self._seek(pa)
+            if pa - base > room - size:
+                return self._read_pieces(pa, size)
+        at = delta + pa
+        return bytes(self._data[at : at + size])
+
+    def _read_pieces(self, pa: int, size: int) -> bytes:
+        if size <= 0:
+            return b""
+        missing = self._table.first_missing(pa, size)
+        if missing is not None:
+            raise MemoryFault(*missing)
+        parts = []
+        for first, last, kind, offset in self._table.overlapping(pa, pa + size):
+            length = last + 1 - first
+            parts.append(
+                self._data[offset : offset + length] if kind == Kind.STORED else bytes(length)
+            )
+        return b"".join(parts)
+
+    def u64(self, pa: int) -> int:
+        """The little-endian 64-bit word at ``pa``. Raises MemoryFault."""
+        base, room, delta = self._current
+        if 0 <= pa - base <= room - 8:
+            word: int = _WORD.unpack_from(self._data, delta + pa)[0]
+            return word
+        return int.from_bytes(self.read(pa, 8), "little")
+
+    def span(self, pa: int) -> Span | None:
+        """The whole piece around ``pa``; of a piece of zeros, up to 1 MiB of it."""
+        index = self._table.find(pa)
+        if index < 0 or self._table.kind[index] == Kind.EXCLUDED:
+            return None
+        known = self._spans.get(index)
+        if known is not None:
+            return known if known.start <= pa < known.end else None
+        first, last, kind, offset = self._table[index]
+        start, end = (first + 7) & ~7, (last + 1) & ~7
+        if kind == Kind.ZERO:
+            start = max(start, pa & ~(len(_ZEROS) - 1))
+            end = min(end, start + len(_ZEROS))
+        if not start <= pa < end:
+            return None
+        if kind == Kind.ZERO:
+            data = _ZEROS[: end - start]
+            return Span(start, end, data, data.cast("Q"))
+        data = self._data[offset + start - first : offset + end - first]
+        span = Span(start, end, data, data.cast("Q"))
+        if len(self._spans) < 4096:
+            self._spans[index] = span
+        return span
+
+    def states(self, addresses: U64Array, size: int = 1) -> U8Array:
+        """State of ``size`` bytes at each address, as PageState values."""
+        return self._table.states(np.asarray(addresses, np.uint64), size)
+
+    def gather(self, addresses: U64Array, size: int, out: U8Array | None = None) -> U8Array:
+        """Read ``size`` bytes at each address into an ``(n, size)`` array."""
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        n = len(addresses)
+        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
+        if n == 0 or size == 0:
+            return rows
+        low, high = int(addresses.min()), int(addresses.max())
+        base, room, delta = self._current
+        if not 0 <= low - base < room:
+            base, room, delta = self._seek(low)
+        if high - base <= room - size:
+            offsets = (addresses + np.uint64(delta & (1 << 64) - 1)).view(np.int64)
+            self._take(offsets, size, rows)
+            return rows
+        table = self._table
+        if not len(table):
+            rows[:] = 0
+            return rows
+        index = np.searchsorted(table.first, addresses, "right") - 1
+        inside = addresses - table.first[index]  # wraps if there is no such piece
+        reach = table.last[index] - table.first[index]
+        whole = (index >= 0) & (inside <= reach) & (reach - inside >= np.uint64(size - 1))
+        stored = whole & (table.kind[index] == Kind.STORED)
+        if stored.any():
+            offsets = np.where(stored, table.offset[index] + inside.view(np.int64), -1)
+            # A row that is not stored reads some stored one, and is cleared afterwards.
+            offsets[~stored] = offsets[int(np.argmax(stored))]
+            self._take(offsets, size, rows)
+        if not stored.all():
+            rows[~stored] = 0
+            split = ~whole & (index >= 0) & (inside <= reach)
+            for row in np.flatnonzero(split).tolist():
+                pa = int(addresses[row])
+                if pa + size <= 1 << 64 and table.first_missing(pa, size) is None:
+                    rows[row] = np.frombuffer(self._read_pieces(pa, size), np.uint8)
+        return rows
+
+    def _take(self, offsets: I64Array, size: int, rows: U8Array) -> None:
+        """Copy ``size`` bytes at each offset of the buffer, all inside it, to the rows."""
+        lead = int(offsets[0]) % size
+        if size & (size - 1):
+            number, rest = np.divmod(offsets - lead, size)
+        else:
+            moved = offsets - lead
+            number, rest = moved >> (size.bit_length() - 1), moved & (size - 1)
+        count = (len(self._bytes) - lead) // size
+        if not rest.any() and int(number.max()) < count:
+            view = self._bytes[lead : lead + count * size].reshape(count, size)
+            # mode: "raise" would buffer the whole output; the indices are checked above.
+            np.take(view, number.astype(np.intp, copy=False), axis=0, out=rows, mode="clip")
+            return
+        by_word = size % 8 == 0 and not (offsets & 7).any() and rows.flags.c_contiguous
+        unit = 8 if by_word else 1
+        source = self._words if by_word else self._bytes
+        target = rows.view(np.uint64) if by_word else rows
+        starts = offsets // unit
+        column = np.arange(size // unit, dtype=np.int64)
+        step = max(_WORDS_AT_ONCE // len(column), 1)
+        for i in range(0, len(starts), step):
+            wanted = starts[i : i + step, None] + column
+            np.take(source, wanted, out=target[i : i + step], mode="clip")
+
+    def extents(self) -> Iterator[tuple[int, memoryview]]:
+        """Stored memory, zero copy; pieces of zeros and holes of the file are skipped."""
+        table = self._table
+        for index in np.flatnonzero(table.kind == Kind.STORED).tolist():
+            first, last, _, offset = table[index]
+            for start, end in self._data_ranges(offset, offset + last + 1 - first):
+                yield first + start - offset, self._data[start:end]
+
+    def stored(self) -> Iterator[Segment]:
+        """The pieces of the table, for writers and for those who show a container."""
+        for index in range(len(self._table)):
+            yield self._table[index]
+
+    def state(self, pa: int, size: int = 1) -> PageState:
+        """State of ``size`` bytes at ``pa``; the scalar form of :meth:`states`."""
+        base, room, _ = self._current
+        if size > 0 and 0 <= pa - base <= room - size:
+            return PageState.PRESENT
+        return super().state(pa, size)

@@ -1,0 +1,101 @@
+"""ELF notes and VMCOREINFO, as ELF cores and kdump files carry them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from inspector.memory.base import U64Array
+
+#: Owner of this project's own notes, and their types.
+KHO_OWNER = b"KHO"
+#: Ranges of pages that are present and zero: pairs of u64 (start, size).
+NT_KHO_ZERO = 1
+#: ``key=value`` lines.
+NT_KHO_NOTES = 2
+
+_HEADER = struct.Struct("<III")
+_MAX_TEXT = 1 << 20
+_MAX_PAIRS = 4096
+
+#: e_machine values of the architectures that have KHO, and some neighbours.
+MACHINES = {
+    21: "ppc64",
+    22: "s390x",
+    62: "x86_64",
+    183: "aarch64",
+    243: "riscv64",
+    258: "loongarch64",
+}
+
+
+def parse(data: memoryview) -> Iterator[tuple[bytes, int, memoryview]]:
+    """Notes as (owner, type, content); stops quietly where the data make no sense."""
+    at = 0
+    while at + 12 <= len(data):
+        name_size, size, kind = _HEADER.unpack_from(data, at)
+        name_at = at + 12
+        content_at = name_at + (name_size + 3 & ~3)
+        if content_at + size > len(data):
+            return
+        owner = bytes(data[name_at : name_at + min(name_size, 64)]).rstrip(b"\0")
+        yield owner, kind, data[content_at : content_at + size]
+        at = content_at + (size + 3 & ~3)
+
+
+def build(owner: bytes, kind: int, content: bytes) -> bytes:
+    """One note, padded to four bytes."""
+    name = owner + b"\0"
+    return b"".join(
+        (
+            _HEADER.pack(len(name), len(content), kind),
+            name.ljust(len(name) + 3 & ~3, b"\0"),
+            content.ljust(len(content) + 3 & ~3, b"\0"),
+        )
+    )
+
+
+def parse_pairs(text: bytes | memoryview) -> dict[str, str]:
+    """``key=value`` lines; what does not print is escaped, what does not fit dropped."""
+    pairs: dict[str, str] = {}
+    for line in bytes(text[:_MAX_TEXT]).split(b"\0", 1)[0].splitlines()[:_MAX_PAIRS]:
+        key, equals, value = line.partition(b"=")
+        if equals and key:
+            pairs.setdefault(printable(key), printable(value))
+    return pairs
+
+
+def build_pairs(pairs: Mapping[str, str]) -> bytes:
+    """The opposite of :func:`parse_pairs`."""
+    return "".join(f"{key}={value}\n" for key, value in pairs.items()).encode()
+
+
+def printable(data: bytes) -> str:
+    """Text of a C string out of a dump, without control characters."""
+    text = data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def collect(data: memoryview) -> tuple[dict[str, str], U64Array]:
+    """What notes tell: pairs of VMCOREINFO and our own, and our zero ranges (n, 2)."""
+    pairs: dict[str, str] = {}
+    zero = np.zeros((0, 2), np.uint64)
+    for owner, kind, content in parse(data):
+        if owner == b"VMCOREINFO" or (owner == KHO_OWNER and kind == NT_KHO_NOTES):
+            pairs = parse_pairs(content) | pairs
+        elif owner == KHO_OWNER and kind == NT_KHO_ZERO:
+            words = np.frombuffer(content[: len(content) & ~15], "<u8")
+            zero = np.concatenate((zero, words.reshape(-1, 2)))
+    return pairs, zero
+
+
+def page_size_of(notes: Mapping[str, str]) -> int | None:
+    """PAGESIZE of VMCOREINFO, if it is a page size that Linux uses."""
+    value = notes.get("PAGESIZE", "")
+    if value.isascii() and value.isdecimal() and len(value) < 8:
+        size = int(value)
+        if size & (size - 1) == 0 and 4096 <= size <= 1 << 16:
+            return size
+    return None

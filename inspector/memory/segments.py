@@ -1,0 +1,255 @@
+"""Ascending, disjoint pieces of an address space, searched in bulk with numpy.
+
+Every container boils down to this: pieces of physical addresses that are stored at an
+offset of a file, known to be zero, or left out. Ends are inclusive (``last``), because
+memory may reach up to 2^64 - 1.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from inspector.memory.base import PageState, Region, U8Array, U64Array
+
+I64Array = npt.NDArray[np.int64]
+
+
+class Kind(enum.IntEnum):
+    """What is known of a piece. ``min(kind, 2)`` is its PageState."""
+
+    EXCLUDED = 1
+    STORED = 2
+    ZERO = 3
+
+
+class Segment(NamedTuple):
+    """One piece, ``[first, last]``; ``offset`` is where a STORED one begins in its file."""
+
+    first: int
+    last: int
+    kind: Kind
+    offset: int = 0
+
+
+class SegmentTable:
+    """Ascending, disjoint, merged pieces as columns.
+
+    ``first``, ``last`` (uint64), ``kind`` (uint8), ``offset`` (int64) have one item a piece.
+    """
+
+    __slots__ = (
+        "_firsts",
+        "_gap_count",
+        "_run_first",
+        "_run_last",
+        "_run_state",
+        "first",
+        "kind",
+        "last",
+        "offset",
+    )
+
+    def __init__(self, first: U64Array, last: U64Array, kind: U8Array, offset: I64Array) -> None:
+        """Take columns that are ascending and disjoint already; merge what touches."""
+        if len(first) > 1:
+            new = np.ones(len(first), bool)
+            touching = first[1:] == last[:-1] + np.uint64(1)
+            follows = offset[1:] == offset[:-1] + (first[1:] - first[:-1]).astype(np.int64)
+            same = (kind[1:] == kind[:-1]) & (follows | (kind[1:] != Kind.STORED))
+            new[1:] = ~(touching & same)
+            heads = np.flatnonzero(new)
+            tails = np.append(heads[1:] - 1, len(first) - 1)
+            first, last, kind, offset = first[heads], last[tails], kind[heads], offset[heads]
+        self.first = np.ascontiguousarray(first)
+        self.last = np.ascontiguousarray(last)
+        self.kind = np.ascontiguousarray(kind)
+        self.offset = np.ascontiguousarray(offset)
+        self._firsts = self.first.data
+        # Runs of one state: pieces that differ only in where they are stored are joined.
+        state = np.minimum(self.kind, np.uint8(PageState.PRESENT))
+        heads = np.arange(len(state))
+        if len(state) > 1:
+            new = np.ones(len(state), bool)
+            new[1:] = (self.first[1:] != self.last[:-1] + np.uint64(1)) | (state[1:] != state[:-1])
+            heads = np.flatnonzero(new)
+        self._run_first = self.first[heads]
+        self._run_last = (
+            self.last[np.append(heads[1:] - 1, len(state) - 1)] if len(heads) else (self.last[:0])
+        )
+        self._run_state = state[heads]
+        gap = np.zeros(len(heads), np.int64)
+        if len(heads) > 1:
+            gap[1:] = self._run_first[1:] != self._run_last[:-1] + np.uint64(1)
+        self._gap_count = np.cumsum(gap)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, index: int) -> Segment:
+        return Segment(
+            int(self.first[index]),
+            int(self.last[index]),
+            Kind(int(self.kind[index])),
+            int(self.offset[index]),
+        )
+
+    def find(self, pa: int) -> int:
+        """Index of the piece that holds ``pa``, or -1."""
+        if not 0 <= pa < 1 << 64:
+            return -1
+        index = bisect_right(self._firsts, pa) - 1
+        return index if index >= 0 and pa <= int(self.last[index]) else -1
+
+    def overlapping(self, start: int, end: int) -> Iterator[Segment]:
+        """The parts of pieces that lie inside ``[start, end)``, ascending."""
+        index = max(bisect_right(self._firsts, max(start, 0)) - 1, 0)
+        while index < len(self.first):
+            piece = self[index]
+            index += 1
+            if piece.first >= end:
+                return
+            if piece.last < start:
+                continue
+            lo = max(piece.first, start)
+            yield Segment(lo, min(piece.last, end - 1), piece.kind, piece.offset + lo - piece.first)
+
+    def states(self, addresses: U64Array, size: int = 1) -> U8Array:
+        """The lowest PageState within ``size`` bytes at each address."""
+        states = np.zeros(len(addresses), np.uint8)
+        if size <= 0:
+            states[:] = PageState.PRESENT
+            return states
+        if not len(self._run_first) or not len(addresses):
+            return states
+        ends = addresses + np.uint64(size - 1)
+        i = np.searchsorted(self._run_first, addresses, "right") - 1
+        inside = (i >= 0) & (addresses <= self._run_last[i]) & (ends >= addresses)
+        whole = inside & (ends <= self._run_last[i])
+        states[whole] = self._run_state[i[whole]]
+        crossing = np.flatnonzero(inside & ~whole)
+        if len(crossing):
+            # Runs that touch differ in state, so a range over several has an excluded one,
+            # unless a gap lies between them or behind the last.
+            begin = i[crossing]
+            j = np.searchsorted(self._run_first, ends[crossing], "right") - 1
+            closed = (self._gap_count[j] == self._gap_count[begin]) & (
+                ends[crossing] <= self._run_last[j]
+            )
+            states[crossing[closed]] = PageState.EXCLUDED
+        return states
+
+    def first_missing(self, pa: int, size: int) -> tuple[int, PageState] | None:
+        """First byte of ``[pa, pa + size)`` that is not present, and its state."""
+        at, end = pa, pa + size
+        while at < end:
+            index = self.find(at)
+            if index < 0:
+                return at, PageState.OUTSIDE
+            if self.kind[index] == Kind.EXCLUDED:
+                return at, PageState.EXCLUDED
+            at = int(self.last[index]) + 1
+        return None
+
+    def regions(self) -> tuple[Region, ...]:
+        """Runs of one state as :class:`Region` objects."""
+        return tuple(
+            Region(first, last - first + 1, PageState(state))
+            for first, last, state in zip(
+                self._run_first.tolist(),
+                self._run_last.tolist(),
+                self._run_state.tolist(),
+                strict=True,
+            )
+        )
+
+
+def build(
+    first: U64Array, last: U64Array, kind: U8Array, offset: I64Array, rank: I64Array | None = None
+) -> SegmentTable:
+    """A table from pieces in any order that may overlap.
+
+    Where several claim an address, the one with the lowest ``rank`` wins, at equal rank
+    the one given first. ``rank`` defaults to the order given. O(n log n).
+    """
+    order = np.argsort(first, kind="stable")
+    f, la = first[order], last[order]
+    if len(f) < 2 or bool(np.all(f[1:] > la[:-1])):
+        return SegmentTable(f, la, kind[order], offset[order])
+    ranks = list(range(len(first))) if rank is None else rank.tolist()
+    pieces = _sweep(first.tolist(), last.tolist(), order.tolist(), ranks)
+    at = np.array([p[0] for p in pieces], np.uint64)
+    end = np.array([p[1] for p in pieces], np.uint64)
+    owner = np.array([p[2] for p in pieces], np.int64)
+    moved = (at - first[owner]).astype(np.int64)
+    return SegmentTable(at, end, kind[owner], offset[owner] + moved)
+
+
+def layer(top: SegmentTable, below: SegmentTable) -> SegmentTable:
+    """What is seen with ``top`` laid over ``below``."""
+    if not len(top) or not len(below):
+        return below if not len(top) else top
+    one = np.uint64(1)
+    edges = [top.first, top.last + one, below.first, below.last + one]  # 2^64 wraps to 0
+    points = np.unique(np.concatenate(edges))
+    ends = np.append(points[1:] - one, np.uint64((1 << 64) - 1))
+    columns: list[tuple[U64Array, U64Array, U8Array, I64Array]] = []
+    covered = np.zeros(len(points), bool)
+    for table in (top, below):
+        owner = np.searchsorted(table.first, points, "right") - 1
+        mine = ~covered & (owner >= 0) & (points <= table.last[owner])
+        covered |= mine
+        owner, first = owner[mine], points[mine]
+        moved = (first - table.first[owner]).astype(np.int64)
+        columns.append((first, ends[mine], table.kind[owner], table.offset[owner] + moved))
+    first, last, kind, offset = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.argsort(first)
+    return SegmentTable(first[order], last[order], kind[order], offset[order])
+
+
+def from_segments(pieces: list[Segment]) -> SegmentTable:
+    """A table from a few pieces in order of precedence; the first one wins."""
+    return build(
+        np.array([p.first for p in pieces], np.uint64),
+        np.array([p.last for p in pieces], np.uint64),
+        np.array([p.kind for p in pieces], np.uint8),
+        np.array([p.offset for p in pieces], np.int64),
+    )
+
+
+def _sweep(
+    first: list[int], last: list[int], order: list[int], rank: list[int]
+) -> list[tuple[int, int, int]]:
+    """Cut overlapping pieces: ``(first, last, index of the owner)``, at most 2n of them."""
+    out: list[tuple[int, int, int]] = []
+    active: list[tuple[int, int, int]] = []  # (rank, index, last), best on top
+    following = 0
+    position = 0
+    while following < len(order) or active:
+        while active and active[0][2] < position:
+            heapq.heappop(active)
+        if not active:
+            if following == len(order):
+                break
+            position = max(position, first[order[following]])
+        while following < len(order) and first[order[following]] <= position:
+            index = order[following]
+            following += 1
+            if last[index] >= position:
+                heapq.heappush(active, (rank[index], index, last[index]))
+        if not active:
+            continue
+        _, owner, end = active[0]
+        if end < position:
+            continue
+        if following < len(order):
+            end = min(end, first[order[following]] - 1)
+        out.append((position, end, owner))
+        position = end + 1
+    return out

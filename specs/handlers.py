@@ -66,15 +66,15 @@ _IOMMUFD: dict[str, tuple[Any, int, str, int]] = {
     "iommu-v3-2026-06": (IommufdLuo.Iommufd, 8, "hwpt_array", 24),
 }
 
-#: PCI generation -> (parser, width of the counts, offset of nr_devices, of devices, entry size)
-_PCI: dict[str, tuple[Any, int, int, int, int]] = {
-    "pci-luo-rfc-2025": (PciLuo.SerRfc, 4, 0, 8, 16),
-    "pci-luo-rfc-2025-drvname": (PciLuo.SerRfcDrvname, 4, 0, 8, 80),
-    "pci-v1-a-2025-11": (PciLuo.SerV1A, 8, 0, 8, 4),
-    "pci-v1-b-2026-01": (PciLuo.SerV1B, 8, 8, 16, 4),
-    "pci-v1-c-2026-03": (PciLuo.SerV1C, 8, 8, 16, 8),
-    "pci-v2-u64-2026-04": (PciLuo.SerU64, 8, 8, 16, 8),
-    "pci-v2-u32-2026-05": (PciLuo.SerU32, 4, 4, 8, 8),
+#: PCI generation -> (parser, width of the first count, offset of the array, entry size)
+_PCI: dict[str, tuple[Any, int, int, int]] = {
+    "pci-luo-rfc-2025": (PciLuo.SerRfc, 4, 8, 16),
+    "pci-luo-rfc-2025-drvname": (PciLuo.SerRfcDrvname, 4, 8, 80),
+    "pci-v1-a-2025-11": (PciLuo.SerV1A, 8, 8, 4),
+    "pci-v1-b-2026-01": (PciLuo.SerV1B, 8, 16, 4),
+    "pci-v1-c-2026-03": (PciLuo.SerV1C, 8, 16, 8),
+    "pci-v2-u64-2026-04": (PciLuo.SerU64, 8, 16, 8),
+    "pci-v2-u32-2026-05": (PciLuo.SerU32, 4, 8, 8),
 }
 
 #: vfio-pci generation -> (parser, size)
@@ -96,9 +96,23 @@ _KVM: dict[str, tuple[Any, int]] = {
 }
 
 
+#: String -> the last layout known for it.
+_LAST = {
+    b"vfio-v1": "vfio-pci-rfc-v1",
+    b"vfio-pci-v1": "vfio-pci-v1-dom32",
+    b"vfio-pci-v2": "vfio-pci-v2",
+    b"iommu-v1": "iommu-v1-2026-02",
+    b"iommu-liveupdate-v1": "iommu-v3-2026-06",
+    b"iommu-liveupdate": "iommu-v4-version-field",
+    b"pci-v1": "pci-v2-u32-2026-05",
+    b"pci-v2": "pci-v2-u32-2026-05",
+    b"pci": "pci-flb-version2-2026",
+}
+
+
 def read_file(follower: Follower, handler: bytes, data: int, layouts: Layouts) -> Any:
     """Body of a file whose handler string is ``handler``; None if unknown or unreadable."""
-    early = layouts.memfd_v2 == "memfd-v2-early"
+    early = layouts.memfd == "memfd-v2-early"
     folio_files: dict[bytes, tuple[Any, int]] = {
         b"memfd-v1": (MemfdLuo.SerV1, 40),
         b"memfd-v2": (MemfdLuo.SerV2Early if early else MemfdLuo.SerV2, 48),
@@ -109,13 +123,13 @@ def read_file(follower: Follower, handler: bytes, data: int, layouts: Layouts) -
     if handler in folio_files:
         return _folio_file(follower, data, *folio_files[handler])
     if handler == b"iommufd-v1":
-        return _iommufd(follower, data, layouts.iommufd)
+        return _iommufd(follower, data, layouts.iommufd or "iommu-v3-2026-06")
     if handler in (b"vfio-v1", b"vfio-pci-v1", b"vfio-pci-v2"):
-        return _plain(follower, "vfio-pci", data, _VFIO.get(layouts.vfio))
+        return _plain(follower, "vfio-pci", data, _VFIO.get(layouts.vfio or _LAST[handler]))
     if handler == b"tmpfs-mnt-v1":
         return _plain(follower, "tmpfs", data, (TmpfsLuo, 16))
     if handler == b"kvm_vm_luo_v1":
-        return _plain(follower, "kvm", data, _KVM.get(layouts.kvm))
+        return _plain(follower, "kvm", data, _KVM.get(layouts.kvm or "kvm-guest-memfd-v1"))
     if handler == b"kvm_vcpu_luo_v1":
         return _plain(follower, "kvm", data, (KvmLuo.Vcpu, 32))
     return None
@@ -124,9 +138,9 @@ def read_file(follower: Follower, handler: bytes, data: int, layouts: Layouts) -
 def read_flb(follower: Follower, name: bytes, data: int, layouts: Layouts) -> Any:
     """Body of an FLB; None if unknown or unreadable."""
     if name in (b"iommu-v1", b"iommu-liveupdate-v1", b"iommu-liveupdate"):
-        return read_iommu(follower, data, layouts.iommu)
+        return read_iommu(follower, data, layouts.iommu or _LAST[name])
     if name in (b"pci", b"pci-v1", b"pci-v2"):
-        return _pci(follower, data, layouts.pci)
+        return _pci(follower, data, layouts.pci or _LAST[name])
     if name == b"hugetlb-v1":
         return _plain(follower, "hugetlb", data, (HugetlbLuo.Ser, 37))
     if name == b"hugetlb":
@@ -162,15 +176,14 @@ def _counted(
     pa: int,
     parser: Any,
     width: int,
-    count_at: int,
     header: int,
     entry: int,
 ) -> Any:
-    """A struct with a count and an array behind it, of which only so much is read as it says."""
+    """A struct that begins with a count and ends with an array; no more than that is read."""
     head = follower.read(where, pa, header)
     if head is None:
         return None
-    count = int.from_bytes(head[count_at : count_at + width], "little")
+    count = int.from_bytes(head[:width], "little")
     size = header + count * entry
     if size > follower.limits.area_bytes:
         follower.problem("budget", where, pa, f"array of {count} entries")
@@ -185,7 +198,7 @@ def _iommufd(follower: Follower, pa: int, generation: str) -> Iommufd | None:
         return None
     parser, header, attribute, entry = form
     width = header if attribute else 0
-    ser = _counted(follower, "iommufd", pa, parser, width, 0, header, entry)
+    ser = _counted(follower, "iommufd", pa, parser, width, header, entry)
     if ser is None:
         return None
     array = getattr(ser, attribute) if attribute else []
@@ -204,8 +217,8 @@ def _pci(follower: Follower, pa: int, generation: str) -> Pci | None:
     if form is None:
         follower.problem("inconsistent", "pci", pa, "unknown layout asked for")
         return None
-    parser, width, count_at, header, entry = form
-    ser = _counted(follower, "pci", pa, parser, width, count_at, header, entry)
+    parser, width, header, entry = form
+    ser = _counted(follower, "pci", pa, parser, width, header, entry)
     if ser is None:
         return None
     devices = ser.devs if hasattr(ser, "devs") else ser.devices

@@ -24,7 +24,7 @@ seq:
     type: kho_data
 types:
   setup_data_hdr:
-    -orig-id: struct setup_data
+    -orig-id: struct setup_data_hdr
     -generations: &released
       - linux-6.16
       - linux-6.17

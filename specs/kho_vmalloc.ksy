@@ -28,6 +28,7 @@ doc-ref: https://docs.kernel.org/core-api/kho/index.html
   - memfd-v2-early
   - kvm-guest-memfd-v1
   - kvm-caretaker
+  - luo-features-dev
   - hugetlb-v1
   - hugetlb-early
 seq:

@@ -91,6 +91,13 @@ types:
         type: device
         repeat: expr
         repeat-expr: nr_devices
+    instances:
+      slots:
+        pos: 8
+        type: device
+        repeat: expr
+        repeat-expr: max_nr_devices
+        doc: The whole array; slots with refcount 0 are free.
   ser_u64:
     -orig-id: struct pci_ser
     -generations:
@@ -108,6 +115,13 @@ types:
         type: device
         repeat: expr
         repeat-expr: nr_devices
+    instances:
+      slots:
+        pos: 16
+        type: device
+        repeat: expr
+        repeat-expr: max_nr_devices
+        doc: The whole array; slots with refcount 0 are free.
   device_v1_c:
     -orig-id: struct pci_dev_ser
     -generations: &v1_c

@@ -26,18 +26,18 @@ from .handlers import read_file, read_flb
 class Layouts:
     """Which layout a string stands for, where it stands for several.
 
-    The names are generation ids of the census (``iommu-v3-2026-06``); see
-    ``docs/kaitai.md`` for those that are accepted.
+    The names are generation ids (``iommu-v3-2026-06``); see ``docs/kaitai.md`` for those
+    that are accepted. None is the last layout that is known for the string.
     """
 
     #: Bytes of a bitmap of the kho-v1 map; None is the page size (6.18 and later).
     bitmap_size: int | None = None
-    iommu: str = "iommu-v4-version-field"
-    iommufd: str = "iommu-v3-2026-06"
-    pci: str = "pci-flb-version2-2026"
-    vfio: str = "vfio-pci-v2"
-    memfd_v2: str = "linux-7.3"
-    kvm: str = "kvm-guest-memfd-v1"
+    iommu: str | None = None
+    iommufd: str | None = None
+    pci: str | None = None
+    vfio: str | None = None
+    memfd: str | None = None
+    kvm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +243,13 @@ class ImageReader:
         if sessions:
             kind = self.value(sessions, b"compatible", KhoFdtProps.LuoSessionCompatible)
             state.sessions_pa = self.value(sessions, b"luo-session-header") or 0
-            if kind and state.sessions_pa:
-                named = kind == "luo-session-v1"
-                state.sessions = list(self._session_array(state.sessions_pa, named))
+            if kind:
+                state.sessions = list(
+                    self.session_array(state.sessions_pa, name_only=kind == "luo-session-v1")
+                )
         if flbs and self.value(flbs, b"compatible", KhoFdtProps.LuoFlbCompatible):
             state.flbs_pa = self.value(flbs, b"luo-flb-header") or 0
-            state.flbs = list(self._flbs(state.flbs_pa))
+            state.flbs = list(self.flbs(state.flbs_pa))
         return state
 
     def _luo_struct(self, pa: int, size: int) -> LuoState | None:
@@ -258,11 +259,11 @@ class ImageReader:
             return None
         state = LuoState(pa, ser.compatible, ser.liveupdate_num, ser.sessions_pa, ser.flbs_pa)
         if ser.compatible == "luo-v3":
-            if ser.sessions_pa:
-                state.sessions = list(self._session_array(ser.sessions_pa, False))
+            state.sessions = list(self.session_array(ser.sessions_pa))
         else:
-            state.sessions = list(self._session_blocks(ser.sessions_pa, ser.compatible == "luo-v4"))
-        state.flbs = list(self._flbs(ser.flbs_pa))
+            contiguous = ser.compatible == "luo-v4"
+            state.sessions = list(self.session_list(ser.sessions_pa, contiguous_files=contiguous))
+        state.flbs = list(self.flbs(ser.flbs_pa))
         return state
 
     def _luo_features(self, pa: int) -> LuoState | None:
@@ -270,11 +271,14 @@ class ImageReader:
         if ser is None:
             return None
         state = LuoState(pa, "", ser.liveupdate_num, ser.sessions_pa, ser.flbs_pa)
-        state.sessions = list(self._session_blocks(ser.sessions_pa, False))
-        state.flbs = list(self._flbs(ser.flbs_pa))
+        state.sessions = list(self.session_list(ser.sessions_pa))
+        state.flbs = list(self.flbs(ser.flbs_pa))
         return state
 
-    def _session_array(self, pa: int, name_only: bool) -> Iterator[Session]:
+    def session_array(self, pa: int, *, name_only: bool = False) -> Iterator[Session]:
+        """Sessions of a contiguous array (up to 7.1). ``name_only`` is `luo-session-v1`."""
+        if not pa:
+            return
         parser = Luo.SessionArrayNameOnly if name_only else Luo.SessionArray
         # 16 pages, but the last of them need not be in the image.
         entry = 64 if name_only else 80
@@ -288,7 +292,12 @@ class ImageReader:
             else:
                 yield self._session(at, session, True)
 
-    def _session_blocks(self, first: int, contiguous_files: bool) -> Iterator[Session]:
+    def session_list(self, first: int, *, contiguous_files: bool = False) -> Iterator[Session]:
+        """Sessions of a block list (7.2 and later).
+
+        From 7.2 on ``luo_ser`` is freed early, so that an image of a booted kernel may have
+        the sessions but no longer their address; this takes it from elsewhere.
+        """
         follower = self.follower
         pages = follower.pages("sessions", first, Luo.SessionBlock, lambda b: b.hdr.next)
         for at, session in follower.entries("sessions", pages, "sessions", 16, 80):
@@ -318,7 +327,8 @@ class ImageReader:
             )
         return result
 
-    def _flbs(self, pa: int) -> Iterator[Flb]:
+    def flbs(self, pa: int) -> Iterator[Flb]:
+        """FLBs of the page at ``pa``."""
         if not pa:
             return
         page = self.follower.struct("flbs", pa, self.page_size, Luo.FlbPage, self.page_size)

@@ -247,6 +247,29 @@ class PciLuo(KaitaiStruct):
                 pass
                 self.devices[i]._fetch_instances()
 
+            _ = self.slots
+            if hasattr(self, '_m_slots'):
+                pass
+                for i in range(len(self._m_slots)):
+                    pass
+                    self._m_slots[i]._fetch_instances()
+
+
+
+        @property
+        def slots(self):
+            """The whole array; slots with refcount 0 are free."""
+            if hasattr(self, '_m_slots'):
+                return self._m_slots
+
+            _pos = self._io.pos()
+            self._io.seek(8)
+            self._m_slots = []
+            for i in range(self.max_nr_devices):
+                self._m_slots.append(PciLuo.Device(self._io, self, self._root))
+
+            self._io.seek(_pos)
+            return getattr(self, '_m_slots', None)
 
 
     class SerU64(KaitaiStruct):
@@ -275,6 +298,29 @@ class PciLuo(KaitaiStruct):
                 pass
                 self.devices[i]._fetch_instances()
 
+            _ = self.slots
+            if hasattr(self, '_m_slots'):
+                pass
+                for i in range(len(self._m_slots)):
+                    pass
+                    self._m_slots[i]._fetch_instances()
+
+
+
+        @property
+        def slots(self):
+            """The whole array; slots with refcount 0 are free."""
+            if hasattr(self, '_m_slots'):
+                return self._m_slots
+
+            _pos = self._io.pos()
+            self._io.seek(16)
+            self._m_slots = []
+            for i in range(self.max_nr_devices):
+                self._m_slots.append(PciLuo.Device(self._io, self, self._root))
+
+            self._io.seek(_pos)
+            return getattr(self, '_m_slots', None)
 
 
     class SerV1A(KaitaiStruct):

@@ -82,6 +82,8 @@ class PhysicalMemory(ABC):
     machine: str | None = None
     #: Kernel release and other notes of the container (VMCOREINFO pairs, utsname).
     notes: dict[str, str]
+    #: Where decoding costs: reading this many bytes at the start of a page is cheap.
+    scan_heads: int = 0
 
     @property
     @abstractmethod

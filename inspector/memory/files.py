@@ -56,6 +56,10 @@ class ImageFile:
         """Close the descriptor; data that was handed out stays readable."""
         self._finalizer()
 
+    def duplicate(self) -> int:
+        """A new descriptor of the file, the caller's to close."""
+        return os.dup(self._fd)
+
     def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of ``[offset, end)`` that are not holes, ascending."""
         if self._dense or not self._finalizer.alive:

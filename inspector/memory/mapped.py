@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from inspector.memory.base import (
     MemoryFault,
@@ -140,6 +141,10 @@ class MappedMemory(PhysicalMemory):
             base, room, delta = self._seek(low)
         if high - base <= room - size:
             offsets = (addresses + np.uint64(delta & (1 << 64) - 1)).view(np.int64)
+            if out is None:
+                parts = self._page_parts(offsets, size)
+                if parts is not None:
+                    return parts
             self._take(offsets, size, rows)
             return rows
         table = self._table
@@ -164,6 +169,16 @@ class MappedMemory(PhysicalMemory):
                 if pa + size <= 1 << 64 and table.first_missing(pa, size) is None:
                     rows[row] = np.frombuffer(self._read_pieces(pa, size), np.uint8)
         return rows
+
+    def _page_parts(self, offsets: I64Array, size: int) -> U8Array | None:
+        """The same part of many pages: one strided view, indexed by page; else None."""
+        lead = int(offsets[0]) & 4095
+        if size & 4095 == 0 or ((offsets - lead) & 4095).any():
+            return None
+        count = (len(self._bytes) - lead - size) // 4096 + 1
+        view = as_strided(self._bytes[lead:], (count, size), (4096, 1), writeable=False)
+        parts: U8Array = view[(offsets - lead) >> 12]
+        return parts
 
     def _take(self, offsets: I64Array, size: int, rows: U8Array) -> None:
         """Copy ``size`` bytes at each offset of the buffer, all inside it, to the rows."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from abi.errors import UsageError
-from inspector.memory.base import PhysicalMemory
+from inspector.memory.base import PageState, PhysicalMemory
 
 #: Called with the number of bytes that a scan has gone over since the last call.
 Progress = Callable[[int], None]
@@ -37,6 +37,9 @@ def find_words(
         raise UsageError(f"cannot scan for {magic:#x} at offset {offset:#x} of {stride:#x}")
     dtype = np.dtype(f"<u{width}")
     wanted = dtype.type(magic)
+    if stride >= 4096 and offset + width <= memory.scan_heads:
+        yield from _find_in_heads(memory, wanted, dtype, stride, offset, progress)
+        return
     for start, piece in memory.extents():
         for at in range(0, len(piece), _CHUNK):
             base = start + at
@@ -50,6 +53,29 @@ def find_words(
                     yield base + lead + hit * stride
             if progress is not None:
                 progress(min(len(piece) - at, _CHUNK))
+
+
+def _find_in_heads(
+    memory: PhysicalMemory,
+    wanted: np.generic,
+    dtype: np.dtype[np.unsignedinteger],
+    stride: int,
+    offset: int,
+    progress: Progress | None,
+) -> Iterator[int]:
+    """As find_words, by gathering the words alone."""
+    for region in memory.regions:
+        if region.state is not PageState.PRESENT:
+            continue
+        first = region.start + (offset - region.start) % stride
+        for at in range(first, region.end - dtype.itemsize + 1, stride << 10):
+            end = min(at + (stride << 10), region.end - dtype.itemsize + 1)
+            addresses = np.arange(at, end, stride, dtype=np.uint64)
+            words = memory.gather(addresses, dtype.itemsize).view(dtype)[:, 0]
+            for hit in np.flatnonzero(words == wanted).tolist():
+                yield at + hit * stride
+            if progress is not None:
+                progress(min(stride << 10, region.end - at))
 
 
 def find_bytes(

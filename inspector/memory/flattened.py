@@ -1,0 +1,126 @@
+"""The bytes of a dump file, plain or in makedumpfile's flattened framing.
+
+Flattened (``makedumpfile -F``, QEMU's dump over a pipe): a block of 4096 bytes with a
+signature, then records of big-endian (offset, size) and ``size`` bytes each, in the order
+in which they were written; a record with offset -1 ends the file. A later record
+overwrites an earlier one. The records are not copied: a table says where each byte is.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from abi.errors import UnreadableError
+from inspector.memory.files import ImageFile
+from inspector.memory.segments import Kind, build
+
+FLAT_MAGIC = b"makedumpfile\0\0\0\0"
+_HEADER_SIZE = 4096
+_RECORD = struct.Struct(">qq")
+
+
+class PlainFile:
+    """A dump file as it is. ``size`` is its length."""
+
+    def __init__(self, file: ImageFile) -> None:
+        self.file = file
+        self.name = file.name
+        self.size = file.size
+
+    def view(self, offset: int, size: int, what: str) -> memoryview:
+        """Bytes of the file; raises UnreadableError (truncated) if they are not all there."""
+        if not 0 <= offset <= offset + size <= self.size:
+            raise truncated(self.name, what, offset + size, self.size)
+        return self.file.data[offset : offset + size]
+
+    def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range that are not holes."""
+        return self.file.data_ranges(offset, end)
+
+
+class FlattenedFile(PlainFile):
+    """A flattened file, seen as the file that it describes."""
+
+    def __init__(self, file: ImageFile) -> None:
+        """Read all record headers. Raises UnreadableError for what is damaged."""
+        super().__init__(file)
+        data, name = file.data, file.name
+        if len(data) < _HEADER_SIZE:
+            raise truncated(name, "the flattened header", _HEADER_SIZE, len(data))
+        kind, version = _RECORD.unpack_from(data, 16)
+        if (kind, version) != (1, 1):
+            raise UnreadableError(f"{name}: unknown flattened format {kind}, version {version}")
+        first, last, where = [], [], []
+        at = _HEADER_SIZE
+        while True:
+            if at + 16 > len(data):
+                raise truncated(name, "a flattened record", at + 16, len(data))
+            offset, size = _RECORD.unpack_from(data, at)
+            at += 16
+            if offset == -1:
+                break
+            if offset < 0 or size <= 0 or offset + size >= 1 << 63:
+                raise UnreadableError(f"{name}: damaged flattened record at {at - 16:#x}")
+            if at + size > len(data):
+                raise truncated(name, "a flattened record", at + size, len(data))
+            first.append(offset)
+            last.append(offset + size - 1)
+            where.append(at)
+            at += size
+        count = len(first)
+        self.table = build(
+            np.array(first, np.uint64),
+            np.array(last, np.uint64),
+            np.full(count, Kind.STORED, np.uint8),
+            np.array(where, np.int64),
+            -np.arange(count),
+        )
+        self.size = max(last, default=-1) + 1
+
+    def view(self, offset: int, size: int, what: str) -> memoryview:
+        """Bytes of the described file, copied if they lie in several records."""
+        parts = []
+        at, end = offset, offset + size
+        while at < end:
+            index = self.table.find(at)
+            if index < 0:
+                raise truncated(self.name, what, end, self.size)
+            piece = self.table[index]
+            begin = piece.offset + at - piece.first
+            length = min(piece.last + 1, end) - at
+            parts.append(self.file.data[begin : begin + length])
+            at += length
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range that some record covers."""
+        for piece in self.table.overlapping(offset, end):
+            yield piece.first, piece.last + 1
+
+    def rearranged(self) -> ImageFile:
+        """The described file, written to an unnamed temporary file (with holes)."""
+        try:
+            with tempfile.TemporaryFile(prefix="kho-") as stream:
+                fd = stream.fileno()
+                os.truncate(fd, self.size)
+                for first, last, _, offset in self.table.overlapping(0, self.size):
+                    at, end = offset, offset + last + 1 - first
+                    while at < end:
+                        chunk = self.file.data[at : min(at + (1 << 20), end)]
+                        at += os.pwrite(fd, chunk, first + at - offset)
+                return ImageFile(os.dup(fd), self.name)
+        except OSError as error:
+            raise UnreadableError(
+                f"{self.name}: cannot spool to {tempfile.gettempdir()}: {error.strerror or error}; "
+                "TMPDIR names another place"
+            ) from None
+
+
+def truncated(name: str, what: str, end: int, size: int) -> UnreadableError:
+    """The one message for a dump file that ends too early."""
+    return UnreadableError(f"{name}: truncated: {what} reaches to {end:#x} of {size:#x} bytes")

@@ -1,0 +1,396 @@
+"""kdump-compressed files: makedumpfile, diskdump, QEMU's dump-guest-memory.
+
+A main header, a sub header, two page bitmaps (RAM; dumped pages), one descriptor for each
+dumped page, and the pages. Headers, bitmaps and framing are read here, because only they
+tell an excluded page from one outside RAM; decompression is the libraries'. Split dumps
+are several files, each with the descriptors of its own range of page frames.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.errors import KhoError, UnreadableError
+from inspector.memory import compression, notes
+from inspector.memory.base import (
+    MemoryFault,
+    PageState,
+    PhysicalMemory,
+    Region,
+    U8Array,
+    U64Array,
+)
+from inspector.memory.bitmap import edge_positions
+from inspector.memory.files import ImageFile
+from inspector.memory.kdump_part import DESCRIPTOR, ONE_DESCRIPTOR, DumpPart
+from inspector.memory.segments import I64Array
+
+#: Reads that end this early in a page do not decode all of it.
+HEAD = 1024
+
+_CACHE_BYTES = 16 << 20
+_RUN_BYTES = 1 << 20
+
+
+class KdumpMemory(PhysicalMemory):
+    """A kdump, plain, flattened or split.
+
+    ``damaged`` holds the page frames found to be undecodable so far, with the reason; from
+    then on they count as EXCLUDED.
+    """
+
+    kind = "kdump"
+    scan_heads = HEAD
+
+    def __init__(self, files: Sequence[ImageFile]) -> None:
+        """Raises UnreadableError if a header is damaged or the files do not belong together."""
+        self._files = tuple(files)
+        self._parts = sorted((DumpPart(file) for file in files), key=lambda part: part.start)
+        first = self._parts[0]
+        for before, part in itertools.pairwise(self._parts):
+            same = part.block == first.block and part.frames == first.frames
+            if not same or part.identity != first.identity:
+                raise UnreadableError(f"{part.name}: not a part of the same dump as {first.name}")
+            if part.start < before.end:
+                raise UnreadableError(f"{part.name}: holds the same pages as {before.name}")
+        self.notes = dict(first.notes)
+        for part in self._parts[1:]:
+            self.notes = part.notes | self.notes
+        if self.notes.get("release"):
+            self.notes.setdefault("OSRELEASE", self.notes["release"])
+        self.page_size = self._size = first.block
+        self._shift = first.block.bit_length() - 1
+        self.machine = self.notes.get("machine") or None
+        self._ram = first.ram
+        self._frames = first.frames
+        self.damaged: dict[int, str] = {}
+        self._decoders: dict[int, compression.Decoder] = {}
+        # Decoded pages by place in the file (pages of zeros share one) and by frame.
+        self._cache: dict[tuple[int, int], bytes] = {}
+        self._recent: dict[int, bytes] = {}
+        self._cache_pages = max(_CACHE_BYTES // self._size, 16)
+        self._zero = bytes(self._size)
+        self._regions: tuple[Region, ...] | None = None
+        self._drgn: PhysicalMemory | None = None
+        for flag in compression.NAMES:
+            if first.status & flag:
+                self._decoder(flag)  # a missing library shows now, not in the middle
+
+    # Which pages there are
+
+    def _locate(self, pfns: U64Array) -> tuple[npt.NDArray[np.int64], I64Array]:
+        """Part and descriptor index of each page frame, -1 for what is not dumped."""
+        part_of = np.full(len(pfns), -1, np.int64)
+        ranks = np.full(len(pfns), -1, np.int64)
+        for number, part in enumerate(self._parts):
+            found = part.ranks(pfns)
+            mine = found >= 0
+            part_of[mine] = number
+            ranks[mine] = found[mine]
+        return part_of, ranks
+
+    def _page_states(self, pfns: U64Array) -> U8Array:
+        states = self._ram.test(pfns).astype(np.uint8)
+        for part in self._parts:
+            inside = (pfns >= np.uint64(part.start)) & (pfns < np.uint64(part.end))
+            dumped = part.dumped.test(pfns)
+            states[dumped] = np.maximum(states[dumped], np.uint8(PageState.EXCLUDED))
+            if part.valid < part.count:
+                inside &= part.ranks(pfns) >= 0
+            states[inside & dumped] = PageState.PRESENT
+        if self.damaged:
+            bad = np.isin(pfns, np.fromiter(self.damaged, np.uint64, len(self.damaged)))
+            states[bad] = PageState.EXCLUDED
+        return states
+
+    def states(self, addresses: U64Array, size: int = 1) -> U8Array:
+        """State of ``size`` bytes at each address, as PageState values."""
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        if size <= 0:
+            return np.full(len(addresses), PageState.PRESENT, np.uint8)
+        shift = np.uint64(self._shift)
+        ends = addresses + np.uint64(size - 1)
+        first, last = addresses >> shift, ends >> shift
+        states = self._page_states(first)
+        states[ends < addresses] = PageState.OUTSIDE
+        several = np.flatnonzero((last > first) & (states > 0))
+        if len(several):
+            lowest = self._page_states(last[several])
+            inner = np.arange(int((last[several] - first[several]).max()), dtype=np.uint64)
+            if len(inner) <= 16:
+                for step in inner[1:]:
+                    pfn = np.minimum(first[several] + step, last[several])
+                    np.minimum(lowest, self._page_states(pfn), out=lowest)
+            else:
+                spans = zip(first[several].tolist(), last[several].tolist(), strict=True)
+                for i, (start, end) in enumerate(spans):
+                    lowest[i] = min(int(lowest[i]), self._lowest(start, end))
+            states[several] = np.minimum(states[several], lowest)
+        return states
+
+    def _lowest(self, first: int, last: int) -> int:
+        """The lowest state among page frames ``[first, last]``."""
+        lowest = int(PageState.PRESENT)
+        for at in range(first, last + 1, 1 << 16):
+            if at >= self._frames:
+                return PageState.OUTSIDE
+            pfns = np.arange(at, min(at + (1 << 16), last + 1), dtype=np.uint64)
+            lowest = min(lowest, int(self._page_states(pfns).min()))
+            if lowest == PageState.OUTSIDE:
+                break
+        return lowest
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Ascending, disjoint regions in a state other than OUTSIDE."""
+        if self._regions is None:
+            self._regions = tuple(self._runs())
+        return self._regions
+
+    def _runs(self) -> Iterator[Region]:
+        """Runs of one state, from the bitmaps in bounded pieces."""
+        start, state = 0, int(PageState.OUTSIDE)
+        total = (self._frames + 63) // 64
+        limits = {edge for p in self._parts for edge in (p.start, p.end, *_cut(p))}
+        limits |= self.damaged.keys() | {pfn + 1 for pfn in self.damaged}
+        extra = np.array(sorted(limits), np.int64)
+        bitmaps = [self._ram, *(part.dumped for part in self._parts)]
+        carry = [0] * len(bitmaps)
+        for at in range(0, total, 1 << 12):
+            end = min(at + (1 << 12), total)
+            edges = [extra[(extra >= at * 64) & (extra < end * 64)]]
+            for i, bitmap in enumerate(bitmaps):
+                words = bitmap.words(at, end)
+                edges.append(edge_positions(words, carry[i]) + at * 64)
+                carry[i] = int(words[-1]) >> 63
+            places = np.unique(np.concatenate(edges))
+            places = places[places < self._frames]
+            states = self._page_states(places.astype(np.uint64))
+            for place, found in zip(places.tolist(), states.tolist(), strict=True):
+                if found != state:
+                    if state and place > start:
+                        yield self._region(start, place, state)
+                    start, state = place, found
+        if state and self._frames > start:
+            yield self._region(start, self._frames, state)
+
+    def _region(self, first: int, end: int, state: int) -> Region:
+        return Region(first << self._shift, (end - first) << self._shift, PageState(state))
+
+    # What is in them
+
+    def _decoder(self, flag: int) -> compression.Decoder | None:
+        """The decoder of one compression, or None if drgn has to do it."""
+        known = self._decoders.get(flag)
+        if known is None and self._drgn is None:
+            try:
+                known = self._decoders[flag] = compression.decoder(flag)
+            except compression.MissingCodecError as missing:
+                self._drgn = self._through_drgn(str(missing))
+        return known
+
+    def _through_drgn(self, codec: str) -> PhysicalMemory:
+        """The same dump read by drgn, which brings all codecs."""
+        hint = (
+            f"{self._files[0].name}: its pages are compressed with {codec}, for which no library "
+            f"is installed: pip install 'kho-inspector[kdump]', or [drgn]"
+        )
+        if len(self._files) > 1:
+            raise UnreadableError(hint)
+        from inspector.memory.program import ProgramMemory, import_drgn
+
+        try:
+            drgn = import_drgn()
+            info = self.notes | {"PAGESIZE": str(self._size)}
+            info.setdefault("OSRELEASE", "unknown")
+            info.setdefault("SYMBOL(swapper_pg_dir)", "ffffffff81000000")
+            program = drgn.Program(vmcoreinfo=notes.build_pairs(info))
+            program.set_core_dump(self._files[0].duplicate())
+            return ProgramMemory(program)
+        except KhoError:
+            raise UnreadableError(hint) from None
+        except Exception as error:  # drgn has no common base of its errors
+            reason = notes.printable(str(error).encode())
+            raise UnreadableError(f"{hint} (drgn: {reason})") from None
+
+    def _page(self, pfn: int, part: int, rank: int) -> bytes:
+        """A decoded page. Raises MemoryFault if it is damaged."""
+        try:
+            place, size, flags, _ = self._descriptor(part, rank)
+            known = self._cache.get((part, place))
+            if known is None:
+                known = self._decode(pfn, part, place, size, flags)
+                if len(self._cache) >= self._cache_pages:
+                    del self._cache[next(iter(self._cache))]
+                self._cache[part, place] = known
+            if len(self._recent) >= self._cache_pages:
+                del self._recent[next(iter(self._recent))]
+            self._recent[pfn] = known
+            return known
+        except (compression.PageError, MemoryFault) as error:
+            raise self._fault(pfn, error) from None
+
+    def _fault(self, pfn: int, error: Exception) -> MemoryFault:
+        if len(self.damaged) < 1 << 20:
+            self.damaged[pfn] = str(error)
+        self._regions = None
+        return MemoryFault(pfn << self._shift, PageState.EXCLUDED)
+
+    def _descriptor(self, part: int, rank: int) -> tuple[int, int, int, int]:
+        owner = self._parts[part]
+        at = owner.descriptors_at + rank * DESCRIPTOR.itemsize
+        try:
+            return ONE_DESCRIPTOR.unpack(
+                owner.data.view(at, ONE_DESCRIPTOR.size, "a page descriptor")
+            )
+        except UnreadableError as error:
+            raise compression.PageError(str(error)) from None
+
+    def _stored(self, part: int, place: int, size: int) -> bytes:
+        if size > 2 * self._size:
+            raise compression.PageError(f"a page of {size} bytes")
+        try:
+            return bytes(self._parts[part].data.view(place, size, "a page"))
+        except UnreadableError as error:
+            raise compression.PageError(str(error)) from None
+
+    def _decode(self, pfn: int, part: int, place: int, size: int, flags: int) -> bytes:
+        data = self._stored(part, place, size)
+        flag = flags & compression.COMPRESSED
+        if not flag:
+            if size != self._size:
+                raise compression.PageError(f"a plain page of {size} bytes")
+            return data
+        decode = self._decoder(flag & -flag)
+        if decode is None:
+            assert self._drgn is not None
+            return self._drgn.read(pfn << self._shift, self._size)
+        return decode(data, self._size)
+
+    def _head(self, pfn: int, part: int, rank: int, size: int) -> bytes:
+        """The first ``size`` bytes of a page at least, as cheaply as possible."""
+        try:
+            place, length, flags, _ = self._descriptor(part, rank)
+            if flags & compression.ZLIB and (part, place) not in self._cache:
+                return compression.zlib_head(self._stored(part, place, length), size)
+        except compression.PageError as error:
+            raise self._fault(pfn, error) from None
+        return self._page(pfn, part, rank)
+
+    def read(self, pa: int, size: int) -> bytes:
+        """``size`` bytes at ``pa``; raises MemoryFault naming the first missing byte."""
+        if size <= 0:
+            return b""
+        if not 0 <= pa < 1 << 64:
+            raise MemoryFault(pa, PageState.OUTSIDE)
+        parts = []
+        at, end = pa, pa + size
+        while at < end:
+            pfn = at >> self._shift
+            page = self._recent.get(pfn) or self._find_page(pfn, at)
+            offset = at & self._size - 1
+            length = min(self._size - offset, end - at)
+            parts.append(page[offset : offset + length])
+            at += length
+        return b"".join(parts)
+
+    def _find_page(self, pfn: int, pa: int) -> bytes:
+        pfns = np.array([pfn], np.uint64)
+        part, rank = self._locate(pfns)
+        if rank[0] < 0 or pfn in self.damaged:
+            raise MemoryFault(pa, PageState(int(self._page_states(pfns)[0])))
+        try:
+            return self._page(pfn, int(part[0]), int(rank[0]))
+        except MemoryFault:
+            raise MemoryFault(pa, PageState.EXCLUDED) from None
+
+    def gather(self, addresses: U64Array, size: int, out: U8Array | None = None) -> U8Array:
+        """Read ``size`` bytes at each address into an ``(n, size)`` array."""
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        n = len(addresses)
+        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
+        if n == 0 or size == 0:
+            return rows
+        rows[:] = 0
+        pfns = addresses >> np.uint64(self._shift)
+        parts, ranks = self._locate(pfns)
+        offsets = (addresses & np.uint64(self._size - 1)).astype(np.int64)
+        inside = offsets <= self._size - size
+        wanted = np.flatnonzero(inside & (ranks >= 0))
+        order = wanted[np.argsort(pfns[wanted], kind="stable")]
+        new = np.flatnonzero(np.diff(pfns[order].astype(np.int64), prepend=-1))
+        for group in np.split(order, new[1:]) if len(order) else ():
+            row = int(group[0])
+            where = int(pfns[row]), int(parts[row]), int(ranks[row])
+            end = int(offsets[group].max()) + size
+            try:
+                page = self._head(*where, end) if end <= HEAD else self._page(*where)
+            except MemoryFault:
+                continue
+            data = np.frombuffer(page, np.uint8)
+            if len(data) < end:
+                continue
+            if len(group) == 1:
+                rows[row] = data[end - size : end]
+            else:
+                rows[group] = np.lib.stride_tricks.sliding_window_view(data, size)[offsets[group]]
+        for row in np.flatnonzero(~inside).tolist():
+            try:
+                rows[row] = np.frombuffer(self.read(int(addresses[row]), size), np.uint8)
+            except MemoryFault:
+                continue
+        return rows
+
+    def extents(self) -> Iterator[tuple[int, memoryview]]:
+        """Decoded pages, joined up to 1 MiB; pages of zeros are skipped."""
+        for number, part in enumerate(self._parts):
+            rank = -part.skipped
+            for pfns in part.dumped.set_bits():
+                ranks = rank + np.arange(len(pfns))
+                rank += len(pfns)
+                mine = (pfns >= part.start) & (pfns < part.end) & (ranks < part.valid)
+                yield from self._join(number, pfns[mine].tolist(), ranks[mine].tolist())
+
+    def _join(
+        self, part: int, pfns: list[int], ranks: list[int]
+    ) -> Iterator[tuple[int, memoryview]]:
+        run: list[bytes] = []
+        start = 0
+        for pfn, rank in zip(pfns, ranks, strict=True):
+            try:
+                page = self._page(pfn, part, rank)
+            except MemoryFault:
+                page = self._zero
+            known = page != self._zero
+            if run and (
+                not known or pfn != start + len(run) or len(run) << self._shift >= _RUN_BYTES
+            ):
+                yield start << self._shift, memoryview(b"".join(run))
+                run = []
+            if known:
+                if not run:
+                    start = pfn
+                run.append(page)
+        if run:
+            yield start << self._shift, memoryview(b"".join(run))
+
+    def close(self) -> None:
+        """Release the files."""
+        for file in self._files:
+            file.close()
+
+
+def _cut(part: DumpPart) -> tuple[int, ...]:
+    """The page frame at which an incomplete part ends."""
+    if part.valid == part.count:
+        return ()
+    left = part.valid + part.skipped
+    for pfns in part.dumped.set_bits():
+        if left < len(pfns):
+            return (int(pfns[left]),)
+        left -= len(pfns)
+    return ()

@@ -216,7 +216,8 @@ class Field:
 @dataclass(frozen=True, slots=True)
 class _Bit:
     name: str
-    area: str
+    area: str  # the raw member; dotted if it lies in a nested struct
+    leaf: str  # the raw member's name in the flattened struct
     shift: int
     width: int
 
@@ -266,6 +267,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self._areas: dict[str, tuple[int, int]] = {}
         self._bits: list[_Bit] = []
         self._views: list[_View] = []
+        self._flat: dict[str, dict[str, str]] = {}
         self._leaves: list[_Leaf] = []
         self._end = 0
         for member in members:
@@ -336,14 +338,24 @@ class Struct(cs.Construct):  # type: ignore[misc]
         elif isinstance(kind, Struct):
             offset = self._place(name, kind.construct, kind.size, kind.alignment)
             self._views.append(_View(name, name, kind))
+            flat = self._flat[name] = self._flat_names(name, kind)
             for leaf in kind._leaves:
-                self._leaves.append(_moved(leaf, leaf.name, offset))
-            self._bits += [_Bit(b.name, f"{name}.{b.area}", b.shift, b.width) for b in kind._bits]
+                self._leaves.append(_moved(leaf, flat[leaf.name], offset))
+            self._bits += [
+                _Bit(flat[b.name], f"{name}.{b.area}", flat[b.leaf], b.shift, b.width)
+                for b in kind._bits
+            ]
             self.fields.append(
                 Field(name, offset, kind.size, f"struct {kind.cname}", doc, struct=kind)
             )
         else:
             raise TypeError(f"{self.cname}.{name}: {type(kind).__name__} is not in the vocabulary")
+
+    def _flat_names(self, name: str, kind: Struct) -> dict[str, str]:
+        """Names of a nested struct's leaves and bits here; a taken one gets a prefix."""
+        taken = {leaf.name for leaf in self._leaves} | {bit.name for bit in self._bits}
+        inner = [leaf.name for leaf in kind._leaves] + [bit.name for bit in kind._bits]
+        return {n: f"{name}.{n}" if n in taken else n for n in inner}
 
     def _add_items(self, name: str, kind: Items, doc: str) -> None:
         item = kind.item
@@ -391,7 +403,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self._leaves.append(_Leaf(name, offset, None, native))
         shift = 0
         for bit_name, width in kind.widths.items():
-            self._bits.append(_Bit(bit_name, name, shift, width))
+            self._bits.append(_Bit(bit_name, name, name, shift, width))
             self.fields.append(
                 Field(
                     bit_name, offset + shift // 8, kind.storage.size, kind.storage.ctype, doc,
@@ -474,6 +486,8 @@ class Struct(cs.Construct):  # type: ignore[misc]
     def unpack(self, data: Any, offset: int = 0, *views: str) -> dict[str, Any]:
         """One object as a flat dict: nested structs dissolved, bit-fields resolved.
 
+        A nested member whose name is taken by an outer one keeps its struct's name as prefix
+        (``folios.flags``); :meth:`nested` gives a nested struct's members by their own names.
         ``views`` names union alternatives to add, their members prefixed ``view.``. Char
         arrays are bytes, other arrays tuples. Raises CodecError on a short buffer.
         """
@@ -495,7 +509,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
                 out[name] = values[at : at + count]
                 at += count
         for bit in self._bits:
-            raw = out[bit.area.rpartition(".")[2]]
+            raw = out[bit.leaf]
             out[bit.name] = raw >> bit.shift & ((1 << bit.width) - 1)
         for view in self._views:
             if view.name in views:
@@ -503,6 +517,10 @@ class Struct(cs.Construct):  # type: ignore[misc]
                 for name, value in view.struct.unpack(data, start).items():
                     out[f"{view.name}.{name}"] = value
         return out
+
+    def nested(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The members of a nested struct out of a dict that :meth:`unpack` made."""
+        return {inner: values[flat] for inner, flat in self._flat[name].items()}
 
     # -- numpy engine ----------------------------------------------------------------
 
@@ -564,7 +582,9 @@ class Struct(cs.Construct):  # type: ignore[misc]
                         inner = field.struct.columns(records[field.name])
                         out.update({f"{field.name}.{k}": v for k, v in inner.items()})
                 else:
-                    out.update(field.struct.columns(records[field.name]))
+                    inner = field.struct.columns(records[field.name])
+                    names = self._flat[field.name]
+                    out.update({names.get(k, k): v for k, v in inner.items()})
             else:
                 out[field.name] = records[field.name]
         return out

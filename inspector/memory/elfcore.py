@@ -1,0 +1,363 @@
+"""Write ELF64 cores of physical memory: simulated images and extracts.
+
+Every run of stored pages is a PT_LOAD with its physical address in ``p_paddr``. Pages
+that are present and zero take no space: their PT_LOAD has ``p_filesz`` 0, and a note
+(owner ``KHO``, type 1: pairs of u64 start and size) says that they are zero, because
+``p_memsz`` beyond ``p_filesz`` alone means "left out" to everybody who reads dumps.
+Program headers stand in front, or behind the data if there are more than expected.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.errors import UsageError
+from inspector.memory import notes as elf_notes
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory
+from inspector.memory.elf import (
+    ET_CORE,
+    HEADER,
+    MAGIC,
+    PN_XNUM,
+    PROGRAM_HEADER,
+    PT_LOAD,
+    PT_NOTE,
+)
+from inspector.memory.mapped import MappedMemory
+from inspector.memory.sparse import SparseMemory
+from inspector.output import atomic_output
+
+Pieces: TypeAlias = Sequence[tuple[int, "bytes | bytearray | memoryview"]]
+Ranges: TypeAlias = Iterable[tuple[int, int]]
+
+_PAGE = 4096
+_CHUNK = 1 << 20
+_PF_R = 4
+_HOST_NAMES = ("nodename", "domainname")
+#: Shorter runs of zero pages are stored: a segment and a note cost space as well.
+_MIN_ZERO = 4 * _PAGE
+
+
+def write_core(
+    path: str | os.PathLike[str],
+    source: PhysicalMemory | Pieces,
+    machine: str | None = None,
+    *,
+    ranges: Ranges | None = None,
+    zero_ranges: Ranges = (),
+    excluded: Ranges | None = None,
+    notes: Mapping[str, str] | None = None,
+    vmcoreinfo: str | None = None,
+    compress: bool | None = None,
+    force: bool = False,
+) -> None:
+    """Write a core, atomically, in bounded memory.
+
+    ``source`` is an image, of which everything present is written, or (address, bytes)
+    pieces. ``ranges`` of (start, size) limit an image to a part. ``zero_ranges`` are
+    written as present and zero whatever ``source`` holds there, and ``excluded`` as RAM
+    that is left out; both must not overlap pieces. ``excluded`` is by default what else
+    the image knows to be RAM. ``machine`` is ``x86_64``, ``aarch64``, ``riscv64``;
+    default: the image's. ``notes`` are kept in our own note (default: the image's, but
+    the names of the host), ``vmcoreinfo`` (text) in a VMCOREINFO note for other tools.
+    ``compress`` makes zstd of it; default: if the name ends in ``.zst``. An existing file
+    is replaced only with ``force``.
+
+    Raises UsageError for a wrong call, OutputError if the file cannot be written.
+    """
+    if machine is None and isinstance(source, PhysicalMemory):
+        machine = source.machine
+    by_name = {name: number for number, name in elf_notes.MACHINES.items()}
+    if machine not in by_name:
+        raise UsageError(f"cannot write a core for machine {machine}")
+    zero, left = _merged(zero_ranges), _merged(excluded or ())
+    if isinstance(source, PhysicalMemory):
+        parts = _parts(source, ranges, zero + left)
+        if excluded is None:
+            ram = [(region.start, region.size) for region in source.regions]
+            left = _intersect(_merged(ram), _complement(_merged(parts + zero)))
+        # What has to be decoded may turn out to be damaged: such pages are read one by one.
+        whole = ranges is None and isinstance(source, (MappedMemory, SparseMemory))
+        chunks = _stored(source, parts) if whole else _picked(source, parts, left)
+        expected = 2 * len(parts)
+        if notes is None:
+            notes = {k: v for k, v in source.notes.items() if k not in _HOST_NAMES}
+            if source.page_size:
+                notes["PAGESIZE"] = str(source.page_size)
+    else:
+        pieces = sorted(source, key=lambda piece: piece[0])
+        chunks, expected = _chunks_of_pieces(pieces), len(pieces)
+    core = _Core(by_name[machine], expected + len(zero) + len(left) + 1)
+    core.zero += zero
+    core.excluded = left
+    tail = (notes or {}, vmcoreinfo)
+    compress = str(path).endswith(".zst") if compress is None else compress
+    with atomic_output(path, force=force) as fd:
+        if not compress:
+            core.write(fd, chunks, *tail)
+            return
+        with tempfile.TemporaryFile(prefix="kho-") as plain:
+            core.write(plain.fileno(), chunks, *tail)
+            _compress(plain.fileno(), fd)
+
+
+class _Core:
+    """The parts of a core as they come to be known while the data are written."""
+
+    def __init__(self, machine: int, expected: int) -> None:
+        """``expected`` program headers find room in front of the data."""
+        self.machine = machine
+        self.room = max(-(-(64 + 56 * expected) // _PAGE) * _PAGE, _PAGE)
+        self.loads: list[tuple[int, int, int]] = []  # address, size, offset
+        self.zero: list[tuple[int, int]] = []
+        self.excluded: list[tuple[int, int]] = []
+
+    def write(
+        self,
+        fd: int,
+        chunks: Iterator[tuple[int, memoryview | None, int]],
+        notes: Mapping[str, str],
+        vmcoreinfo: str | None,
+    ) -> None:
+        """Write data, notes and program headers, and at last the ELF header."""
+        at = self.room
+        for address, data, size in chunks:
+            if data is None:
+                _extend(self.zero, address, size)
+                continue
+            # Offsets and addresses agree modulo the page, as mappers of cores like it.
+            if not self.loads or self.loads[-1][0] + self.loads[-1][1] != address:
+                at += (address - at) % _PAGE
+                self.loads.append((address, size, at))
+            else:
+                start, length, offset = self.loads[-1]
+                self.loads[-1] = (start, length + size, offset)
+            _write_all(fd, data, at)
+            at += size
+        note = self._notes(notes, vmcoreinfo)
+        note_at = -(-at // 8) * 8
+        _write_all(fd, memoryview(note), note_at)
+        headers = self._headers(note_at, len(note))
+        table = headers.tobytes()
+        end = note_at + len(note)
+        in_front = 64 + len(table) <= self.room
+        headers_at = 64 if in_front else -(-end // 8) * 8
+        _write_all(fd, memoryview(table), headers_at)
+        if not in_front:
+            end = headers_at + len(table)
+        section_at = 0
+        if len(headers) >= PN_XNUM:  # the count stands in section header 0 then
+            section_at = -(-end // 8) * 8
+            section = struct.pack("<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, len(headers), 0, 0)
+            _write_all(fd, memoryview(section), section_at)
+            end = section_at + len(section)
+        ident = MAGIC + bytes((2, 1, 1)) + bytes(9)
+        header = ident + HEADER.pack(
+            ET_CORE,
+            self.machine,
+            1,
+            0,
+            headers_at,
+            section_at,
+            0,
+            64,
+            PROGRAM_HEADER.itemsize,
+            min(len(headers), PN_XNUM),
+            64 if section_at else 0,
+            1 if section_at else 0,
+            0,
+        )
+        os.ftruncate(fd, end)
+        _write_all(fd, memoryview(header), 0)
+
+    def _notes(self, notes: Mapping[str, str], vmcoreinfo: str | None) -> bytes:
+        parts = []
+        if vmcoreinfo:
+            parts.append(elf_notes.build(b"VMCOREINFO", 0, vmcoreinfo.encode()))
+        if notes:
+            text = elf_notes.build_pairs(notes)
+            parts.append(elf_notes.build(elf_notes.KHO_OWNER, elf_notes.NT_KHO_NOTES, text))
+        zero = np.array(self.zero, np.uint64).reshape(-1, 2)
+        if len(zero):
+            parts.append(
+                elf_notes.build(elf_notes.KHO_OWNER, elf_notes.NT_KHO_ZERO, zero.tobytes())
+            )
+        return b"".join(parts)
+
+    def _headers(self, note_at: int, note_size: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        segments = [(address, offset, size, size) for address, size, offset in self.loads]
+        segments += [(start, 0, 0, size) for start, size in self.zero + self.excluded]
+        segments.sort()
+        headers = np.zeros(len(segments) + bool(note_size), PROGRAM_HEADER)
+        if note_size:
+            headers[0] = (PT_NOTE, 0, note_at, 0, 0, note_size, 0, 4)
+        loads = headers[bool(note_size) :]
+        if segments:
+            address, offset, stored, size = np.array(segments, np.uint64).T
+            loads["type"], loads["flags"], loads["align"] = PT_LOAD, _PF_R, _PAGE
+            loads["paddr"], loads["offset"] = address, offset
+            loads["filesz"], loads["memsz"] = stored, size
+        return headers
+
+
+def _chunks_of_pieces(pieces: Pieces) -> Iterator[tuple[int, memoryview | None, int]]:
+    """Pieces in ascending order, as they are."""
+    end = -1
+    for address, data in pieces:
+        view = memoryview(data).cast("B")
+        if address < end or not 0 <= address <= address + len(view) <= 1 << 64:
+            raise UsageError(f"piece at {address:#x} overlaps another or leaves the machine")
+        end = address + len(view)
+        if len(view):
+            yield address, view, len(view)
+
+
+def _parts(
+    memory: PhysicalMemory, ranges: Ranges | None, without: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """What is to be written of an image: (start, size) of memory that is present."""
+    present = [
+        (region.start, region.size)
+        for region in memory.regions
+        if region.state is PageState.PRESENT
+    ]
+    if ranges is not None:
+        present = _intersect(present, _merged(ranges))
+    return _intersect(present, _complement(_merged(without)))
+
+
+def _stored(
+    memory: PhysicalMemory, parts: list[tuple[int, int]]
+) -> Iterator[tuple[int, memoryview | None, int]]:
+    """All of an image: its extents, and zeros where it has none."""
+    extents = memory.extents()
+    start, piece = next(extents, (1 << 64, memoryview(b"")))
+    for address, size in parts:
+        at, end = address, address + size
+        while at < end:
+            while start + len(piece) <= at and start < 1 << 64:
+                start, piece = next(extents, (1 << 64, memoryview(b"")))
+            if start > at:
+                stop = min(start, end)
+                yield at, None, stop - at
+            else:
+                stop = min(start + len(piece), end)
+                yield from _split(at, piece[at - start : stop - start])
+            at = stop
+
+
+def _picked(
+    memory: PhysicalMemory, parts: list[tuple[int, int]], left: list[tuple[int, int]]
+) -> Iterator[tuple[int, memoryview | None, int]]:
+    """Some ranges of an image; what cannot be read after all is added to ``left``."""
+    for address, size in parts:
+        for at in range(address, address + size, _CHUNK):
+            length = min(_CHUNK, address + size - at)
+            try:
+                yield from _split(at, memoryview(memory.read(at, length)))
+            except MemoryFault:
+                for page in range(at, at + length, _PAGE):
+                    rest = min(_PAGE, at + length - page)
+                    try:
+                        data = memory.read(page, rest)
+                    except MemoryFault:
+                        _extend(left, page, rest)
+                    else:
+                        yield page, memoryview(data), rest
+
+
+def _split(address: int, data: memoryview) -> Iterator[tuple[int, memoryview | None, int]]:
+    """A piece, cut where pages are zero for long enough."""
+    for start in range(0, len(data), _CHUNK):
+        chunk = data[start : start + _CHUNK]
+        pages = len(chunk) // _PAGE
+        if address % _PAGE or not pages:
+            yield address + start, chunk, len(chunk)
+            continue
+        words = np.frombuffer(chunk[: pages * _PAGE], np.uint64).reshape(pages, -1)
+        used: npt.NDArray[np.bool_] = np.any(words, axis=1)
+        at = 0
+        for end in (*(np.flatnonzero(used[1:] != used[:-1]) + 1).tolist(), pages):
+            begin, stop = at * _PAGE, end * _PAGE
+            stored = bool(used[at]) or stop - begin < _MIN_ZERO
+            yield address + start + begin, chunk[begin:stop] if stored else None, stop - begin
+            at = end
+        if len(chunk) > pages * _PAGE:
+            rest = chunk[pages * _PAGE :]
+            yield address + start + pages * _PAGE, rest, len(rest)
+
+
+def _extend(ranges: list[tuple[int, int]], start: int, size: int) -> None:
+    if ranges and ranges[-1][0] + ranges[-1][1] == start:
+        ranges[-1] = (ranges[-1][0], ranges[-1][1] + size)
+    else:
+        ranges.append((start, size))
+
+
+def _merged(ranges: Ranges) -> list[tuple[int, int]]:
+    """Ascending, disjoint (start, size) ranges."""
+    out: list[tuple[int, int]] = []
+    for start, size in sorted(ranges):
+        if size < 0 or start < 0 or start + size > 1 << 64:
+            raise UsageError(f"{start:#x}+{size:#x} is not a range of physical memory")
+        if out and start <= out[-1][0] + out[-1][1]:
+            last, length = out[-1]
+            out[-1] = (last, max(length, start + size - last))
+        elif size:
+            out.append((start, size))
+    return out
+
+
+def _intersect(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    out = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        start = max(a[i][0], b[j][0])
+        end_a, end_b = a[i][0] + a[i][1], b[j][0] + b[j][1]
+        end = min(end_a, end_b)
+        if start < end:
+            out.append((start, end - start))
+        if end_a <= end_b:
+            i += 1
+        else:
+            j += 1
+    return out
+
+
+def _complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    out = []
+    at = 0
+    for start, size in ranges:
+        if start > at:
+            out.append((at, start - at))
+        at = start + size
+    if at < 1 << 64:
+        out.append((at, (1 << 64) - at))
+    return out
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        done = os.pwrite(fd, data[: 1 << 24], offset)
+        data, offset = data[done:], offset + done
+
+
+def _compress(source: int, target: int) -> None:
+    """zstd, in bounded memory, with the size of the content in the frame."""
+    import zstandard
+
+    size = os.lseek(source, 0, os.SEEK_END)
+    os.lseek(source, 0, os.SEEK_SET)
+    compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
+    with (
+        open(source, "rb", closefd=False) as reader,
+        open(target, "wb", closefd=False) as writer,
+    ):
+        compressor.copy_stream(reader, writer, size=size)

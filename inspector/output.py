@@ -1,0 +1,76 @@
+"""Output files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from abi.errors import KhoError, UsageError
+
+
+class OutputError(KhoError):
+    """An output file cannot be written."""
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[int]:
+    """A file descriptor to write to; the file takes its name when the block ends.
+
+    The bytes go to a temporary file in the same directory, which is synced and renamed;
+    on any error, or interruption, nothing is left. An existing file is replaced only with
+    ``force`` (UsageError otherwise). Raises OutputError, one line, for what the system
+    refuses: no space, no permission, no such directory.
+    """
+    target = Path(path)
+    if not force and os.path.lexists(target):
+        raise UsageError(f"{path}: exists already")
+    if target.is_dir():
+        raise UsageError(f"{path}: is a directory")
+    temporary: str | None = None
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
+        try:
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(fd, 0o666 & ~mask)
+            yield fd
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        _publish(temporary, target, force)
+        temporary = None
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _publish(temporary: str, target: Path, force: bool) -> None:
+    if force:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # unlike a rename, never replaces what came meanwhile
+    except FileExistsError:
+        raise UsageError(f"{target}: exists already") from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise UsageError(f"{target}: exists already") from None
+        os.rename(temporary, target)
+        return
+    os.unlink(temporary)
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -78,6 +78,16 @@ class Findings:
             return
         self.items.append(Finding(code, severity, message, path, address, bytes(data[:64])))
 
+    def room(self, code: str) -> int:
+        """How many more findings of ``code`` will be kept; for callers that have columns."""
+        return max(0, self.per_code - self._seen.get(code, 0))
+
+    def suppress(self, code: str, count: int) -> None:
+        """Count ``count`` findings of ``code`` that were not worth describing."""
+        if count:
+            self._seen[code] = self._seen.get(code, 0) + count
+            self.suppressed[code] = self.suppressed.get(code, 0) + count
+
     def info(self, code: str, message: str, **where: object) -> None:
         """Record at :attr:`Severity.INFO`."""
         self.add(code, Severity.INFO, message, **where)  # type: ignore[arg-type]

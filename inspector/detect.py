@@ -1,0 +1,371 @@
+"""Which generation wrote a layer: evidence, ranking, and an honest tie.
+
+A compatible string is not a layout. Every generation that a string may mean is tried; a
+candidate that breaks a hard constraint loses to one that does not, and two that fit the
+same bytes equally well are reported as a tie, of which the released one is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from abi import fdt, registry
+from abi.kho import KhoGeneration
+from abi.luo import LuoGeneration
+from abi.registry import Generation
+from abi.schema import PAGE_SIZES, resolve
+from inspector.locate import Candidate as RootCandidate
+from inspector.memory.base import PageState, PhysicalMemory
+from inspector.survey import Survey
+from inspector.walk.preserved import PreservedMap, walk_map
+
+#: A trial walk that breaks this many rules is over.
+TRIAL_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A generation on trial.
+
+    ``violations`` are the hard constraints it breaks, ``reasons`` what speaks for it;
+    ``score`` ranks candidates with equally many violations.
+    """
+
+    generation: Generation
+    score: int = 0
+    reasons: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether no hard constraint is broken."""
+        return not self.violations
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a layer was decoded as, and why.
+
+    ``tied`` are other generations that the same bytes fit as well; ``how`` is ``override``,
+    ``string`` (only one generation has it), ``evidence`` or ``unknown``.
+    """
+
+    layer: str
+    generation: Generation | None
+    candidates: tuple[Candidate, ...] = ()
+    tied: tuple[Generation, ...] = ()
+    how: str = "string"
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing else fits as well."""
+        return self.generation is not None and not self.tied
+
+
+def decide(
+    layer: str, candidates: Iterable[Candidate], override: Generation | None = None
+) -> Verdict:
+    """Rank candidates: fewest violations, then highest score, then released, then newest."""
+    ranked = sorted(
+        enumerate(candidates),
+        key=lambda item: (
+            len(item[1].violations), -item[1].score, not item[1].generation.released, -item[0],
+        ),
+    )  # fmt: skip
+    listed = tuple(c for _, c in ranked)
+    if override is not None:
+        return Verdict(layer, override, listed, how="override")
+    if not listed:
+        return Verdict(layer, None, how="unknown")
+    best = listed[0]
+    tied = tuple(
+        c.generation
+        for c in listed[1:]
+        if len(c.violations) == len(best.violations) and c.score == best.score
+    )
+    return Verdict(
+        layer, best.generation, listed, tied, "string" if len(listed) == 1 else "evidence"
+    )
+
+
+def by_string(layer: str, string: bytes, override: Generation | None = None) -> Verdict:
+    """The verdict that a string alone allows."""
+    named = registry.named(layer, string.decode("utf-8", "replace"))
+    return decide(layer, [Candidate(g, reasons=(f"it says {string!r}",)) for g in named], override)
+
+
+# -- KHO: the root, the map and the page size -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KhoTrial:
+    """One walk of the map as one generation with one page size."""
+
+    generation: KhoGeneration
+    page_size: int
+    mapped: bool
+    preserved: PreservedMap
+    anchors: int
+    anchored: int
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class KhoVerdict:
+    """The root's generation and the page size, and how the map fared.
+
+    ``map_address`` is what the root says; ``trial`` the winning walk, None where the
+    generation is unknown. ``page_size_reasons`` say how the page size is known.
+    """
+
+    verdict: Verdict
+    page_size: int
+    page_size_certain: bool
+    page_size_reasons: tuple[str, ...]
+    map_address: int | None
+    trial: KhoTrial | None
+
+
+def detect_kho(
+    memory: PhysicalMemory,
+    root: fdt.Node,
+    candidate: RootCandidate,
+    *,
+    override: Generation | None = None,
+    page_size: int | None = None,
+) -> KhoVerdict:
+    """Try every generation the root's string may mean with every page size that is possible."""
+    known = {g.id: g for name in candidate.compatible for g in registry.named("kho", _text(name))}
+    if override is not None:
+        known = {override.id: override}
+    sizes, hints = _page_sizes(memory, candidate, page_size)
+    anchors = [candidate.address, *_blob_addresses(root)]
+    trials: list[KhoTrial] = []
+    for generation in cast("Iterable[KhoGeneration]", known.values()):
+        address = _u64(root.get(generation.map_property.encode()))
+        trials += [_try(memory, generation, size, address, anchors, hints) for size in sizes]
+    if not trials:
+        size = sizes[0]
+        reasons = tuple(hints.get(size, ())) or ("assumed: nothing tells",)
+        return KhoVerdict(
+            Verdict("kho", None, how="unknown"), size, size in hints, reasons, None, None
+        )
+    if any(t.mapped for t in trials):
+        # A root without the property that a generation's map hangs on is not of it.
+        trials = [t for t in trials if t.mapped]
+    trials.sort(key=lambda t: (len(t.candidate.violations), -t.candidate.score))
+    best = trials[0]
+    rivals = [t for t in trials[1:] if _equal(t, best)]
+    verdict = decide("kho", _best_of_each(trials), override)
+    if verdict.generation is not None:
+        best = next((t for t in trials if t.generation is verdict.generation), best)
+        same = [t for t in trials if t.generation is best.generation and _equal(t, best)]
+        best = same[0]
+    certain = all(t.page_size == best.page_size for t in rivals)
+    why = list(hints.get(best.page_size, ()))
+    others = sorted({t.page_size for t in trials} - {best.page_size})
+    if best.candidate.fits and others and certain:
+        why.append(
+            "the map does not walk with "
+            + " or ".join(f"{size >> 10}K" for size in others)
+            + " pages"
+        )
+    return KhoVerdict(
+        verdict, best.page_size, certain or bool(hints.get(best.page_size)),
+        tuple(why) or ("assumed: the map fits several page sizes",),
+        _u64(root.get(best.generation.map_property.encode())), best,
+    )  # fmt: skip
+
+
+def _equal(a: KhoTrial, b: KhoTrial) -> bool:
+    return (
+        len(a.candidate.violations) == len(b.candidate.violations)
+        and a.candidate.score == b.candidate.score
+    )
+
+
+def _best_of_each(trials: list[KhoTrial]) -> list[Candidate]:
+    best: dict[str, Candidate] = {}
+    for trial in trials:
+        best.setdefault(trial.generation.id, trial.candidate)
+    return list(best.values())
+
+
+def _page_sizes(
+    memory: PhysicalMemory, candidate: RootCandidate, given: int | None
+) -> tuple[list[int], dict[int, list[str]]]:
+    """Page sizes worth trying, the likeliest first, and what speaks for each."""
+    hints: dict[int, list[str]] = {}
+    if given is not None:
+        return [given], {given: ["it was given"]}
+    if memory.page_size is not None and memory.page_size in PAGE_SIZES:
+        hints.setdefault(cast("int", memory.page_size), []).append("the dump's header says so")
+    if memory.machine == "x86_64":
+        return [0x1000], {0x1000: ["x86-64 has no other"]}
+    for handover in candidate.handovers:
+        if handover.fdt_size in PAGE_SIZES:
+            hints.setdefault(handover.fdt_size, []).append(
+                f"the hand-over gives the root FDT {handover.fdt_size >> 10}K, one page"
+            )
+    possible = [size for size in PAGE_SIZES if candidate.address % size == 0]
+    possible.sort(key=lambda size: size not in hints)
+    return possible or [0x1000], hints
+
+
+def _try(
+    memory: PhysicalMemory,
+    generation: KhoGeneration,
+    page_size: int,
+    address: int | None,
+    anchors: list[int],
+    hints: dict[int, list[str]],
+) -> KhoTrial:
+    survey = Survey(memory, page_size)
+    reasons: list[str] = []
+    violations: list[str] = []
+    score = 4 * len(hints.get(page_size, ()))
+    mapped = address is not None
+    if address is None:
+        violations.append(f"the root has no property {generation.map_property}")
+        address = 0
+    preserved = walk_map(survey, generation, address, give_up_after=TRIAL_LIMIT)
+    for code, count in preserved.problems.items():
+        example = next((f.message for f in survey.findings.items if f.code == code), code)
+        violations.append(f"{count} x {code}: {example}")
+    if preserved.missing:
+        violations.append(f"{preserved.missing} map nodes are not in the image")
+    pages = np.array(anchors, np.uint64)
+    pages -= pages % np.uint64(page_size)
+    covered = int(preserved.covers(pages, page_size).sum())
+    if preserved.complete:
+        score += 2
+        reasons.append(f"its map walks: {preserved.block_count} blocks")
+    if covered == len(anchors):
+        score += 2
+        reasons.append("the root and every blob are in the map")
+    elif address:
+        violations.append(f"{len(anchors) - covered} of {len(anchors)} blobs are not in the map")
+    if generation.size_property is not None or generation.blob_property == "fdt":
+        score += 1
+    return KhoTrial(
+        generation, page_size, mapped, preserved, len(anchors), covered,
+        Candidate(generation, score, tuple(reasons), tuple(violations)),
+    )  # fmt: skip
+
+
+def _blob_addresses(root: fdt.Node) -> list[int]:
+    found = []
+    for node in root.children:
+        for name in (b"preserved-data", b"fdt"):
+            address = _u64(node.get(name))
+            if address:
+                found.append(address)
+    return found
+
+
+def _u64(value: bytes | None) -> int | None:
+    return fdt.native_u64(value) if value is not None and len(value) == 8 else None
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def prefer(verdict: KhoVerdict, reason: str, wanted: Callable[[Generation], bool]) -> KhoVerdict:
+    """Break a tie of the root's generation by evidence from another layer."""
+    tied = [g for g in verdict.verdict.tied if wanted(g)]
+    chosen = verdict.verdict.generation
+    if not verdict.verdict.tied or chosen is None:
+        return verdict
+    keep = ([chosen] if wanted(chosen) else []) + tied
+    if not keep:
+        return verdict
+    listed = tuple(
+        replace(c, reasons=(*c.reasons, reason)) if wanted(c.generation) else c
+        for c in verdict.verdict.candidates
+    )
+    return replace(
+        verdict,
+        verdict=replace(
+            verdict.verdict, generation=keep[0], tied=tuple(keep[1:]), candidates=listed
+        ),
+    )
+
+
+# -- LUO --------------------------------------------------------------------------------------
+
+
+def detect_luo(
+    blob: bytes, kho: Generation | None, page_size: int, override: Generation | None = None
+) -> Verdict:
+    """The generation of the LUO blob, from its bytes and what they can lead to.
+
+    An FDT is of the FDT generations; else the string at its start decides; without a
+    string the blob of the feature generation has its 128-byte header.
+    """
+    if override is not None:
+        return Verdict("luo", override, how="override")
+    known = cast("tuple[LuoGeneration, ...]", registry.generations("luo"))
+    if blob[:4] == fdt.MAGIC_BYTES:
+        return _detect_luo_fdt(blob, known)
+    candidates = []
+    for generation in known:
+        if generation.root != "struct" or generation.features:
+            continue
+        field = blob[: generation.string_size]
+        string = field.partition(b"\0")[0]
+        if _text(string) in generation.strings and not field[len(string) :].strip(b"\0"):
+            candidates.append(
+                Candidate(generation, len(string), (f"the blob says {_text(string)}",))
+            )
+    if candidates:
+        return decide("luo", candidates)
+    features = next((g for g in known if g.features), None)
+    if features is not None and _has_feature_header(features, blob, page_size):
+        return decide("luo", [Candidate(features, reasons=("the blob has a feature header",))])
+    return Verdict("luo", None, how="unknown")
+
+
+def _has_feature_header(generation: LuoGeneration, blob: bytes, page_size: int) -> bool:
+    luo_ser = resolve(generation.layouts["luo_ser"], page_size)
+    if len(blob) < luo_ser.size:
+        return False
+    values = luo_ser.unpack(blob)
+    return (
+        not any(values["reserved"])
+        and values["supp"] | values["req"] | values["active"] < 1 << 16
+        and values["supp"] != 0
+        and values["sessions_pa"] % page_size == 0
+        and values["flbs_pa"] % page_size == 0
+    )
+
+
+def _detect_luo_fdt(blob: bytes, known: tuple[LuoGeneration, ...]) -> Verdict:
+    try:
+        root = fdt.parse(blob).root
+    except fdt.FdtError:
+        return Verdict("luo", None, how="unknown")
+    names = {_text(n) for n in root.compatible}
+    session = root.child(b"luo-session")
+    session_names = {_text(n) for n in session.compatible} if session is not None else set()
+    has_flb = root.child(b"luo-flb") is not None
+    candidates = []
+    for generation in known:
+        if generation.root != "fdt" or not names & set(generation.strings):
+            continue
+        reasons, violations = [f"the blob says {', '.join(sorted(names))}"], []
+        if session_names and not session_names & set(generation.strings):
+            violations.append(f"its session node is {', '.join(sorted(session_names))}")
+        if generation.flb != has_flb:
+            violations.append("luo-flb node " + ("present" if has_flb else "missing"))
+        candidates.append(Candidate(generation, 0, tuple(reasons), tuple(violations)))
+    return decide("luo", candidates)
+
+
+def readable(memory: PhysicalMemory, address: int, size: int) -> bool:
+    """Whether ``size`` bytes at ``address`` are in the image."""
+    return memory.state(address, size) is PageState.PRESENT

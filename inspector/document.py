@@ -1,0 +1,188 @@
+"""The JSON document of an image: the fixed points that other programs rely on.
+
+Addresses, tokens, flags and seals are hex strings, sizes and counts integers; an absent
+part is null, never missing. Names are spelled as :func:`inspector.text.name_text` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from inspector.findings import Finding
+from inspector.image import Image
+from inspector.text import name_text
+from inspector.walk.luo import File, Flb, Session
+from inspector.walk.memfd import Memfd
+
+#: Keys of a file entry that hold a handler's state: key -> (type, state -> JSON).
+FILE_STATES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {}
+#: Top-level keys that other layers add: key -> image -> JSON or None.
+PARTS: dict[str, Callable[[Image], Any]] = {}
+
+
+def document(image: Image) -> dict[str, Any]:
+    """The whole image, without the ``schema_version``."""
+    root = image.root
+    return {
+        "root": {
+            "address": hex(root.address),
+            "compatible": name_text(root.compatible[0]) if root.compatible else None,
+            "generation": root.generation.id if root.generation else None,
+            "moment": str(image.moment),
+            "moment_reasons": image.moment_reasons,
+            "page_size": image.page_size,
+        },
+        "candidates": [
+            {
+                "address": hex(c.address),
+                "compatible": name_text(c.compatible[0]) if c.compatible else None,
+                "how": str(c.how),
+                "score": c.score,
+                "reasons": list(c.reasons),
+            }
+            for c in image.location.candidates
+        ],
+        "generations": generations(image),
+        "scratch": None
+        if image.scratch is None
+        else [{"address": hex(a.address), "size": a.size} for a in image.scratch],
+        "scratch_note": image.scratch_note or None,
+        "preserved": None
+        if image.preserved is None
+        else {"blocks": image.preserved.block_count, "pages": image.preserved.page_count},
+        "map": str(image.map_state),
+        "reserve_mem": None
+        if image.reserve_mem is None
+        else [
+            {"name": name_text(r.name), "start": hex(r.start), "size": r.size}
+            for r in image.reserve_mem
+        ],
+        "kexec_metadata": _metadata(image),
+        "kho_test": None
+        if image.kho_test is None
+        else {
+            "address": hex(image.kho_test.address),
+            "nr_folios": image.kho_test.nr_folios,
+            "csum": None if image.kho_test.csum is None else hex(image.kho_test.csum),
+        },
+        "blobs": [
+            {"name": name_text(b.name), "address": hex(b.address), "size": b.size}
+            for b in image.blobs
+        ],
+        "luo": _luo(image),
+        **{key: part(image) for key, part in PARTS.items()},
+        "lost": image.lost,
+        "findings": [finding(f) for f in image.findings],
+    }
+
+
+def generations(image: Image) -> dict[str, Any]:
+    """What each layer was decoded as, how sure that is, and why."""
+    return {
+        layer: {
+            "id": verdict.generation.id if verdict.generation else None,
+            "how": verdict.how,
+            "tied": [g.id for g in verdict.tied],
+            "candidates": [
+                {
+                    "id": c.generation.id,
+                    "score": c.score,
+                    "reasons": list(c.reasons),
+                    "violations": list(c.violations),
+                }
+                for c in verdict.candidates
+            ],
+        }
+        for layer, verdict in image.verdicts.items()
+    }
+
+
+def _metadata(image: Image) -> dict[str, Any] | None:
+    meta = image.kexec_metadata
+    if meta is None:
+        return None
+    release = meta.previous_release
+    return {
+        "address": hex(meta.address),
+        "version": meta.version,
+        "previous_release": None if release is None else name_text(release),
+        "kexec_count": meta.kexec_count,
+    }
+
+
+def _luo(image: Image) -> dict[str, Any] | None:
+    luo = image.luo
+    if luo is None:
+        return None
+    return {
+        "address": hex(luo.address),
+        "generation": luo.generation.id,
+        "recovered": luo.recovered,
+        "liveupdate_number": luo.number,
+        "sessions": [session(s) for s in luo.sessions],
+        "flbs": [flb(f) for f in luo.flbs],
+    }
+
+
+def session(one: Session) -> dict[str, Any]:
+    """A session."""
+    return {
+        "name": name_text(one.name),
+        "path": one.path,
+        "address": hex(one.address),
+        "count": one.count,
+        "complete": one.complete,
+        "files": [file(f) for f in one.files],
+    }
+
+
+def file(one: File) -> dict[str, Any]:
+    """A file; exactly one of the state keys is not null, if its handler is known."""
+    entry: dict[str, Any] = {
+        "token": hex(one.token),
+        "path": one.path,
+        "address": hex(one.address),
+        "compatible": name_text(one.compatible),
+        "data": hex(one.data),
+        "memfd": memfd(one.state) if isinstance(one.state, Memfd) else None,
+    }
+    for key, (kind, encode) in FILE_STATES.items():
+        entry[key] = encode(one.state) if isinstance(one.state, kind) else None
+    return entry
+
+
+def memfd(state: Memfd) -> dict[str, Any]:
+    """A memory file."""
+    return {
+        "generation": state.generation.id,
+        "address": hex(state.address),
+        "size": state.size,
+        "pos": state.pos,
+        "seals": None if state.seals is None else hex(state.seals),
+        "flags": None if state.flags is None else hex(state.flags),
+        "nr_folios": state.nr_folios,
+        "complete": state.folios.complete,
+    }
+
+
+def flb(one: Flb) -> dict[str, Any]:
+    """An FLB entry."""
+    return {
+        "name": name_text(one.name),
+        "address": hex(one.address),
+        "data": hex(one.data),
+        "count": one.count,
+    }
+
+
+def finding(one: Finding) -> dict[str, Any]:
+    """A finding."""
+    return {
+        "code": one.code,
+        "severity": one.severity.name.lower(),
+        "message": one.message,
+        "path": one.path or None,
+        "address": None if one.address is None else hex(one.address),
+        "data": one.data.hex() or None,
+    }

@@ -1,0 +1,284 @@
+"""Find the root of a hand-over in physical memory, with no symbols and no hint.
+
+Where to look, in this order (DESIGN section 5): an address the user gives; the
+``setup_data`` list of x86 ``boot_params`` (found by the magic of its header) and
+``/chosen`` of a device tree; on a live host what debugfs exports; any page that starts
+with a device tree whose root is ``compatible = "kho-v..."``. Once a root is known, the
+32 bytes of ``struct kho_data`` that point to it are searched for, since on x86 the
+boot_params that led there do not outlive early boot.
+
+Several roots are normal (incoming, outgoing, stale): all are listed, ranked, with reasons.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from abi import boot, fdt
+from abi.errors import UsageError
+from inspector.memory.base import MemoryFault, PhysicalMemory, Region
+from inspector.memory.scan import find_words
+from inspector.walk.fdt import MAX_SIZE, read_blob, try_tree
+
+#: Smallest page size: roots, trees and boot_params start at a multiple of it.
+STRIDE = 0x1000
+#: Present memory beyond this is not searched for kho_data (every word must be read).
+KHO_DATA_SCAN_LIMIT = 16 << 30
+_MAX_TREES = 4096
+_MAX_TREE_BYTES = 256 << 20
+_MAX_SETUP_DATA = 64
+
+
+class How(enum.StrEnum):
+    """What led to a root or to a hand-over record."""
+
+    USER = "address given"
+    SETUP_DATA = "setup_data of boot_params"
+    CHOSEN = "/chosen of a device tree"
+    KHO_DATA = "struct kho_data found by scanning"
+    DEBUGFS = "debugfs"
+    SCAN = "page scan"
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What one kernel tells the next: addresses and sizes in bytes.
+
+    ``address`` is where the record itself lies (kho_data, or the device tree), ``parent``
+    the boot_params page that leads to it on x86.
+    """
+
+    how: How
+    address: int
+    fdt_address: int
+    fdt_size: int
+    scratch_address: int
+    scratch_size: int
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A possible root FDT."""
+
+    address: int
+    compatible: tuple[bytes, ...]
+    how: How
+    handovers: tuple[Handover, ...] = ()
+    reasons: tuple[str, ...] = ()
+    score: int = 0
+
+    @property
+    def handover(self) -> Handover | None:
+        """The record that leads here, the most trustworthy first."""
+        return self.handovers[0] if self.handovers else None
+
+
+@dataclass(slots=True)
+class Location:
+    """All that was found: ``candidates`` best first."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
+    #: boot_params pages with a setup_data list.
+    boot_params: list[int] = field(default_factory=list)
+    #: Device trees that a kernel boots from.
+    device_trees: list[int] = field(default_factory=list)
+
+
+def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
+    """Every root in ``memory``, ranked by what points to it and what it says.
+
+    ``root`` is an address the user insists on; UsageError if no device tree is there.
+    """
+    found = Location()
+    trees = dict(_trees(memory, found))
+    _boot_params(memory, found)
+    if root is not None:
+        tree = try_tree(memory, root)
+        if tree is None:
+            raise UsageError(f"there is no device tree at {root:#x}")
+        trees = {root: tree.root.compatible, **trees}
+    for handover in found.handovers:
+        if handover.fdt_address not in trees:
+            tree = try_tree(memory, handover.fdt_address)
+            if tree is not None:
+                trees[handover.fdt_address] = tree.root.compatible
+    unclaimed = set(trees) - {h.fdt_address for h in found.handovers}
+    if unclaimed and memory.machine in (None, "x86_64"):
+        found.handovers += _kho_data(memory, sorted(unclaimed))
+    for address, compatible in trees.items():
+        records = tuple(h for h in found.handovers if h.fdt_address == address)
+        how = records[0].how if records else How.SCAN
+        found.candidates.append(
+            _ranked(Candidate(address, compatible, How.USER if address == root else how, records))
+        )
+    found.candidates.sort(key=lambda c: (-c.score, c.address))
+    return found
+
+
+def _ranked(candidate: Candidate) -> Candidate:
+    score, reasons = 0, []
+    if candidate.how is How.USER:
+        score += 1000
+        reasons.append("its address was given")
+    reasons += [f"{h.how} at {h.address:#x} points to it" for h in candidate.handovers]
+    score += 20 * min(len(candidate.handovers), 1)
+    name = candidate.compatible[0] if candidate.compatible else b""
+    if name.startswith(b"kho-v"):
+        score += 1
+        reasons.append(f"it says {name.decode('ascii', 'backslashreplace')}")
+    return replace(candidate, score=score, reasons=tuple(reasons))
+
+
+def _trees(memory: PhysicalMemory, found: Location) -> Iterator[tuple[int, tuple[bytes, ...]]]:
+    """Root FDTs by page scan; device trees with /chosen properties become hand-overs."""
+    read = 0
+    magic = int.from_bytes(fdt.MAGIC_BYTES, "little")
+    for seen, address in enumerate(find_words(memory, magic, STRIDE)):
+        if seen >= _MAX_TREES or read > _MAX_TREE_BYTES:
+            break
+        try:
+            blob = read_blob(memory, address, MAX_SIZE)
+            read += len(blob)
+            if b"kho-v" not in blob and b"linux,kho-fdt" not in blob:
+                continue
+            tree = fdt.parse(blob)
+        except (fdt.FdtError, MemoryFault):
+            continue
+        if any(name.startswith(b"kho-v") for name in tree.root.compatible):
+            yield address, tree.root.compatible
+        handover = _chosen(tree, address)
+        if handover is not None:
+            found.device_trees.append(address)
+            found.handovers.append(handover)
+
+
+def _chosen(tree: fdt.Fdt, address: int) -> Handover | None:
+    chosen = tree.root.child(b"chosen")
+    if chosen is None:
+        return None
+    widths = fdt.cell_counts(tree.root)
+    values = []
+    for name in (boot.CHOSEN_KHO_FDT, boot.CHOSEN_KHO_SCRATCH):
+        value = chosen.get(name)
+        if value is None or len(value) != 4 * sum(widths):
+            return None
+        values.append(fdt.cells(value, *widths)[0])
+    (root, size), (scratch, scratch_size) = values
+    return Handover(How.CHOSEN, address, root, size, scratch, scratch_size)
+
+
+def _boot_params(memory: PhysicalMemory, found: Location) -> None:
+    magic = int.from_bytes(boot.HDRS_MAGIC, "little")
+    pages = find_words(memory, magic, STRIDE, offset=boot.HDRS_OFFSET)
+    for seen, at in enumerate(pages):
+        if seen >= _MAX_TREES:
+            break
+        page = at - at % STRIDE
+        try:
+            node = int.from_bytes(memory.read(page + boot.SETUP_DATA_OFFSET, 8), "little")
+        except MemoryFault:
+            continue
+        if node:
+            found.boot_params.append(page)
+        for _ in range(_MAX_SETUP_DATA):
+            if not node or node >> 52:
+                break
+            try:
+                head = boot.setup_data_hdr.unpack(memory.read(node, boot.setup_data_hdr.size))
+                if head["type"] == boot.SETUP_KEXEC_KHO and head["len"] >= boot.kho_data.size:
+                    at = node + boot.setup_data_hdr.size
+                    handover = _record(memory, at, How.SETUP_DATA, page)
+                    if handover is not None:
+                        found.handovers.append(handover)
+            except MemoryFault:
+                break
+            node = head["next"]
+
+
+def _record(
+    memory: PhysicalMemory, at: int, how: How, parent: int | None = None
+) -> Handover | None:
+    try:
+        data = boot.kho_data.unpack(memory.read(at, boot.kho_data.size))
+    except MemoryFault:
+        return None
+    return Handover(
+        how, at, data["fdt_addr"], data["fdt_size"], data["scratch_addr"],
+        data["scratch_size"], parent,
+    )  # fmt: skip
+
+
+def _kho_data(memory: PhysicalMemory, roots: list[int]) -> list[Handover]:
+    """kho_data records that point to one of ``roots``: {root, one page, scratch, 16 n}."""
+    hits: list[Handover] = []
+    wanted = np.array(roots, np.uint64)
+    read = 0
+    for start, view in memory.extents():
+        read += len(view)
+        if read > KHO_DATA_SCAN_LIMIT:
+            break
+        skip = -start % 8
+        words = np.frombuffer(view[skip : skip + (len(view) - skip) // 8 * 8], "<u8")
+        for root in wanted:
+            for i in np.flatnonzero(words == root)[:256]:
+                handover = _record(memory, start + skip + 8 * int(i), How.KHO_DATA)
+                if handover is not None and _plausible(handover):
+                    hits.append(handover)
+    return hits
+
+
+def _plausible(record: Handover) -> bool:
+    return (
+        0 < record.fdt_size <= 1 << 16
+        and 0 < record.scratch_size <= 1 << 16
+        and record.scratch_size % 16 == 0
+        and record.scratch_address != 0
+        and record.scratch_address % 16 == 0
+        and record.scratch_address >> 52 == 0
+    )
+
+
+def ram_of(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | None:
+    """The machine's RAM as the hand-over itself tells it, or None.
+
+    From the e820 table of boot_params, or the memory nodes of the device tree.
+    """
+    for page in location.boot_params:
+        try:
+            count = memory.read(page + boot.E820_COUNT_OFFSET, 1)[0]
+            raw = memory.read(page + boot.E820_TABLE_OFFSET, 20 * min(count, boot.E820_MAX))
+        except MemoryFault:
+            continue
+        entries = [
+            (
+                int.from_bytes(raw[i : i + 8], "little"),
+                int.from_bytes(raw[i + 8 : i + 16], "little"),
+            )
+            for i in range(0, len(raw), 20)
+            if int.from_bytes(raw[i + 16 : i + 20], "little") == boot.E820_TYPE_RAM
+        ]
+        if entries:
+            return tuple(Region(start, size) for start, size in sorted(entries))
+    for address in location.device_trees:
+        tree = try_tree(memory, address)
+        if tree is None:
+            continue
+        widths = fdt.cell_counts(tree.root)
+        regions = []
+        for node in tree.root.children:
+            value = node.get(b"reg")
+            if (
+                node.get(b"device_type") == b"memory\0"
+                and value
+                and not (len(value) % (4 * sum(widths)))
+            ):
+                regions += [Region(start, size) for start, size in fdt.cells(value, *widths)]
+        if regions:
+            return tuple(sorted(regions, key=lambda r: r.start))
+    return None

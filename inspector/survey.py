@@ -1,0 +1,174 @@
+"""A survey: what one decoding of one image reads, places, claims and finds.
+
+Walkers are functions that take a :class:`Survey` first. It reads memory for them and
+keeps the record that everything above lives on:
+
+* ``findings``: what is wrong;
+* ``placed``: which struct lies where (what a fuzzer mutates, what other engines re-read);
+* ``claims``: which bytes belong to whom (what an fsck accounts for, what an extract keeps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from abi.schema import Struct
+from inspector.findings import Findings
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, U8Array, U64Array
+
+#: No machine has more physical address bits than this.
+PHYSICAL_BITS = 52
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """``struct`` lies at each of ``addresses``."""
+
+    struct: Struct
+    addresses: U64Array
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``owner`` (an object's path) uses the bytes ``[start, start + size)`` of each column row.
+
+    ``kind`` is what they are used for: ``root``, ``blob``, ``map-node``, ``scratch``,
+    ``session-block``, ``file-block``, ``flb``, ``vmalloc-chunk``, ``vmalloc-data``,
+    ``folio``, ``struct``, ``reserve-mem``, ``page-table``, ``array-page``, ...
+    """
+
+    kind: str
+    owner: str
+    starts: U64Array
+    sizes: U64Array
+
+
+@dataclass(slots=True)
+class Survey:
+    """The state of one decoding. ``page_size`` is that of the kernel that wrote the image."""
+
+    memory: PhysicalMemory
+    page_size: int
+    findings: Findings = field(default_factory=Findings)
+    placed: list[Placed] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    #: Pages a walker wanted and the image lacks: (address, object path).
+    holes: list[tuple[int, str]] = field(default_factory=list)
+    #: Pages (or sub-page objects) already used as a list node -> by whom.
+    nodes: dict[int, str] = field(default_factory=dict)
+    #: How many list nodes of any kind one image may have.
+    max_nodes: int = 1 << 20
+
+    # -- reading ---------------------------------------------------------------------
+
+    def read(self, pa: int, size: int, path: str) -> bytes | None:
+        """Bytes at ``pa``, or None with the hole recorded."""
+        try:
+            return self.memory.read(pa, size)
+        except MemoryFault as fault:
+            self.hole(fault.address, path, fault.state)
+            return None
+
+    def unpack(self, struct: Struct, pa: int, path: str, *views: str) -> dict[str, Any] | None:
+        """One struct as a flat dict (see :meth:`abi.schema.Struct.unpack`), placed; or None."""
+        data = self.read(pa, struct.size, path)
+        if data is None:
+            return None
+        self.place(struct, pa, path)
+        return struct.unpack(data, 0, *views)
+
+    def rows(self, addresses: U64Array, size: int, path: str) -> tuple[U8Array, U64Array]:
+        """``size`` bytes at each address that is wholly present, and those addresses."""
+        states = self.memory.states(addresses, size)
+        present = states == PageState.PRESENT
+        if not present.all():
+            for pa, state in zip(addresses[~present], states[~present], strict=True):
+                self.hole(int(pa), path, PageState(int(state)))
+            addresses = addresses[present]
+        return self.memory.gather(addresses, size), addresses
+
+    # -- recording -------------------------------------------------------------------
+
+    def hole(self, pa: int, path: str, state: PageState) -> None:
+        """Record that the image lacks ``pa``."""
+        if pa >> PHYSICAL_BITS:
+            self.findings.error(
+                "KHO-MEM-003",
+                f"address {pa:#x} has more than {PHYSICAL_BITS} bits",
+                path=path,
+                address=pa,
+            )
+            return
+        if len(self.holes) < 65536:
+            self.holes.append((pa, path))
+        if state is PageState.EXCLUDED:
+            self.findings.info(
+                "KHO-MEM-001", f"page {pa:#x} was left out of the image", path=path, address=pa
+            )
+        else:
+            self.findings.warning(
+                "KHO-MEM-002", f"page {pa:#x} is not in the image", path=path, address=pa
+            )
+
+    def place(self, struct: Struct, pa: int | U64Array, path: str) -> None:
+        """Record that ``struct`` lies at ``pa`` (or at each of a column)."""
+        addresses = np.array([pa], np.uint64) if isinstance(pa, int) else pa
+        self.placed.append(Placed(struct, addresses, path))
+
+    def place_many(self, struct: Struct, pa: int, count: int, path: str) -> None:
+        """Record that ``count`` structs lie one after the other from ``pa`` on."""
+        step = np.arange(count, dtype=np.uint64) * np.uint64(struct.size)
+        self.place(struct, np.uint64(pa) + step, path)
+
+    def claim(self, kind: str, owner: str, pa: int | U64Array, size: int | U64Array) -> None:
+        """Record that ``owner`` uses ``size`` bytes at ``pa`` (scalars or columns)."""
+        starts = np.array([pa], np.uint64) if isinstance(pa, int) else pa
+        sizes = np.broadcast_to(np.asarray(size, np.uint64), starts.shape)
+        self.claims.append(Claim(kind, owner, starts, sizes))
+
+    # -- pointers --------------------------------------------------------------------
+
+    def pointer(self, pa: int, path: str, what: str, align: int = 0) -> bool:
+        """Whether ``pa`` can be a pointer to ``what``; a finding says why not.
+
+        ``align`` defaults to the page size. A null pointer is not an anomaly here: the
+        caller knows whether it may be absent.
+        """
+        align = align or self.page_size
+        if pa % align:
+            self.findings.error(
+                "KHO-MEM-004",
+                f"pointer to {what} {pa:#x} is not aligned to {align:#x}",
+                path=path,
+                address=pa,
+            )
+            return False
+        if pa >> PHYSICAL_BITS:
+            self.hole(pa, path, PageState.OUTSIDE)
+            return False
+        return pa != 0
+
+    def enter(self, pa: int, path: str, what: str) -> bool:
+        """Whether ``pa`` may be used as a node of ``what``: not met before, within budget."""
+        owner = self.nodes.get(pa)
+        if owner is not None:
+            self.findings.error(
+                "KHO-LST-001" if owner == path else "KHO-LST-002",
+                f"cycle: {what} {pa:#x} is reached twice"
+                if owner == path
+                else f"{what} {pa:#x} is also used by {owner}",
+                path=path,
+                address=pa,
+            )
+            return False
+        if len(self.nodes) >= self.max_nodes:
+            self.findings.error(
+                "KHO-LST-003", f"more than {self.max_nodes} list nodes: gave up", path=path
+            )
+            return False
+        self.nodes[pa] = path
+        return True

@@ -1,0 +1,164 @@
+"""Singly linked pages: block lists, vmalloc chunks, object arrays, bitmap chunks.
+
+All of them start with the physical address of the next page. The walk checks bounds,
+alignment, cycles and sharing, and stops at a limit, whatever memory contains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.block import KHO_MAX_BLOCKS, kho_block_header_ser
+from abi.schema import Struct
+from inspector.memory.base import MemoryFault, U8Array, U64Array
+from inspector.survey import Survey
+
+_EMPTY = np.empty(0, np.uint64)
+#: Pointers followed before the pages are checked against those met before.
+_STRIDE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The pages of a chain in order; ``complete`` if its end was reached."""
+
+    pages: U64Array
+    complete: bool
+
+
+def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) -> Chain:
+    """Follow next pointers (u64 at offset 0 of each page) from ``first`` to 0.
+
+    ``limit`` bounds the number of pages (default: the survey's budget). Anomalies become
+    findings ``KHO-LST-*`` and ``KHO-MEM-*``; the pages before them are returned.
+    """
+    pages: list[int] = []
+    limit = limit or survey.max_nodes
+    read, at = survey.memory.read, first
+    while at:
+        at = _stride(survey, at, path, pages, limit)
+        if not at:
+            break
+        if not survey.pointer(at, path, what) or not survey.enter(at, path, what):
+            return Chain(np.array(pages, np.uint64), False)
+        if len(pages) >= limit:
+            survey.findings.error(
+                "KHO-LST-004", f"{what} list is longer than {limit}", path=path, address=at
+            )
+            return Chain(np.array(pages, np.uint64), False)
+        try:
+            raw = read(at, 8)
+        except MemoryFault as fault:
+            survey.hole(fault.address, path, fault.state)
+            return Chain(np.array(pages, np.uint64), False)
+        pages.append(at)
+        at = int.from_bytes(raw, "little")
+    return Chain(np.array(pages, np.uint64), True)
+
+
+def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) -> int:
+    """Follow pointers inside the piece of memory around ``at`` as long as nothing is odd.
+
+    Appends to ``pages``; returns the pointer where it stopped: 0, one that leads out of the
+    piece, or one that the careful loop has to look at.
+    """
+    span = survey.memory.span(at)
+    if span is None:
+        return at
+    nodes, mask = survey.nodes, survey.page_size - 1
+    start, end, words = span.start, span.end, span.words
+    while at:
+        room = min(_STRIDE, limit - len(pages), survey.max_nodes - len(nodes))
+        first, fresh = at, []
+        for _ in range(room):
+            if at & mask or at < start or at >= end:
+                break
+            fresh.append(at)
+            at = words[at - start >> 3]
+        if not fresh:
+            break
+        met = set(fresh)
+        if len(met) < len(fresh) or not nodes.keys().isdisjoint(met):
+            return first
+        nodes.update(dict.fromkeys(fresh, path))
+        pages += fresh
+    return at
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries of a chain of counted pages, in order.
+
+    ``data`` holds one row of the entry's bytes each, ``addresses`` their physical
+    addresses; ``pages`` and ``counts`` describe the pages they came from.
+    """
+
+    data: U8Array
+    addresses: U64Array
+    pages: U64Array
+    counts: U64Array
+    complete: bool
+
+
+def counted_entries(
+    survey: Survey, chain: Chain, header: Struct, entry: Struct, path: str, what: str
+) -> Entries:
+    """Entries behind a {next, count} header on each page of a chain.
+
+    A count above the page's capacity is a finding (``KHO-LST-005``) and is cut; a page
+    before the last that is not full is one too (``KHO-LST-006``, informational: readers
+    accept it although no kernel writes it).
+    """
+    capacity = (survey.page_size - header.size) // entry.size
+    heads, pages = survey.rows(chain.pages, header.size, path)
+    counts = heads[:, 8:16].copy().view(np.uint64)[:, 0] if len(pages) else _EMPTY
+    for i in np.flatnonzero(counts > capacity):
+        survey.findings.error(
+            "KHO-LST-005",
+            f"{what} at {int(pages[i]):#x} counts {int(counts[i])} entries, capacity {capacity}",
+            path=path,
+            address=int(pages[i]) + 8,
+        )
+    for i in np.flatnonzero(counts[:-1] < capacity):
+        survey.findings.info(
+            "KHO-LST-006",
+            f"{what} at {int(pages[i]):#x} is not the last but holds {int(counts[i])}"
+            f" of {capacity} entries",
+            path=path,
+            address=int(pages[i]) + 8,
+        )
+    if len(pages):
+        survey.place(header, pages, path)
+    used = np.minimum(counts, np.uint64(capacity)).astype(np.int64)
+    row, slot = slots(used)
+    addresses = pages[row] + np.uint64(header.size) + slot.astype(np.uint64) * np.uint64(entry.size)
+    data, present = survey.rows(addresses, entry.size, path)
+    if len(present):
+        survey.place(entry, present, path)
+    complete = chain.complete and len(pages) == len(chain.pages) and len(present) == len(addresses)
+    return Entries(data, present, pages, counts, complete)
+
+
+def slots(used: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """(page row, slot) of each entry when page i holds ``used[i]`` entries."""
+    total = int(used.sum())
+    row = np.repeat(np.arange(len(used)), used)
+    slot = np.arange(total) - np.repeat(np.cumsum(used) - used, used)
+    return row, slot
+
+
+def block_entries(survey: Survey, first: int, entry: Struct, path: str, what: str) -> Entries:
+    """Entries of a block list (7.2 on); a block with count 0 is a finding (``KHO-LST-007``)."""
+    chain = follow(survey, first, path, what, limit=KHO_MAX_BLOCKS)
+    entries = counted_entries(survey, chain, kho_block_header_ser, entry, path, what)
+    for i in np.flatnonzero(entries.counts == 0):
+        survey.findings.error(
+            "KHO-LST-007",
+            f"{what} at {int(entries.pages[i]):#x} counts no entries: the kernel refuses it",
+            path=path,
+            address=int(entries.pages[i]) + 8,
+        )
+    return entries

@@ -1,0 +1,468 @@
+"""The preserved-memory map: what the old kernel asked the new one not to touch.
+
+Three forms: a list of chunks of bitmaps (6.16 to 7.0; bitmaps of 512 bytes or of a page)
+and a radix tree of bitmaps (7.1 on). All give the same result, runs of equal blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.kho import KhoGeneration, MapKind, kho_radix_leaf, kho_radix_node, khoser_mem_chunk
+from abi.memory_map import RadixGeometry, bitmap_runs
+from inspector.memory.base import PageState, U8Array, U64Array
+from inspector.survey import PHYSICAL_BITS, Survey
+from inspector.walk.chain import follow
+
+PATH = "/preserved"
+#: Table or bitmap pages read at a time.
+BATCH = 128
+#: Blocks made at a time when runs are expanded.
+EXPAND = 1 << 18
+_MAX_ORDER = 51
+
+
+@dataclass(frozen=True)
+class PreservedMap:
+    """Runs of preserved blocks, ascending by address.
+
+    Run i is ``counts[i]`` neighbouring blocks of ``2 ** orders[i]`` pages that start at
+    ``starts[i]`` bytes. ``nodes`` are the addresses of the map's own pages and bitmaps,
+    ``node_sizes`` their bytes. ``problems`` counts structural anomalies by finding code;
+    ``missing`` the nodes that the image lacks.
+    """
+
+    page_size: int
+    starts: U64Array
+    counts: U64Array
+    orders: U8Array
+    nodes: U64Array
+    node_sizes: U64Array
+    problems: Counter[str] = field(default_factory=Counter)
+    missing: int = 0
+
+    @cached_property
+    def run_sizes(self) -> U64Array:
+        """Bytes of each run."""
+        return (self.counts * np.uint64(self.page_size)) << self.orders.astype(np.uint64)
+
+    @cached_property
+    def ends(self) -> U64Array:
+        """First byte behind each run."""
+        return self.starts + self.run_sizes
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node was there and made sense."""
+        return not self.problems and not self.missing
+
+    @cached_property
+    def block_count(self) -> int:
+        """Number of blocks."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def page_count(self) -> int:
+        """Base pages in all blocks."""
+        return int((self.counts << self.orders.astype(np.uint64)).sum())
+
+    @cached_property
+    def disjoint(self) -> bool:
+        """Whether no two runs overlap."""
+        return bool((self.ends[:-1] <= self.starts[1:]).all())
+
+    @cached_property
+    def _cover(self) -> tuple[U64Array, U64Array]:
+        """Disjoint intervals [start, end) of all that is preserved, ascending."""
+        if len(self.starts) == 0:
+            return self.starts, self.starts
+        reach = np.maximum.accumulate(self.ends)
+        fresh = np.concatenate(([True], self.starts[1:] > reach[:-1]))
+        first = np.flatnonzero(fresh)
+        last = np.append(first[1:] - 1, len(self.starts) - 1)
+        return self.starts[first], reach[last]
+
+    def intervals(self) -> tuple[U64Array, U64Array]:
+        """(starts, ends) of the disjoint ranges of bytes that are preserved, ascending."""
+        return self._cover
+
+    def covers(self, addresses: U64Array, sizes: U64Array | int = 1) -> npt.NDArray[np.bool_]:
+        """Whether each range of ``sizes`` bytes at ``addresses`` is wholly preserved."""
+        lows, highs = self._cover
+        if len(lows) == 0:
+            return np.zeros(len(addresses), np.bool_)
+        i = np.searchsorted(lows, addresses, side="right") - 1
+        end = addresses + np.asarray(sizes, np.uint64)
+        return (i >= 0) & (end <= highs[np.maximum(i, 0)]) & (end >= addresses)
+
+    def orders_at(self, addresses: U64Array) -> tuple[U8Array, npt.NDArray[np.bool_]]:
+        """(order of the block that starts at or holds each address, whether there is one)."""
+        if len(self.starts) == 0:
+            return np.zeros(len(addresses), np.uint8), np.zeros(len(addresses), np.bool_)
+        i = np.searchsorted(self.starts, addresses, side="right") - 1
+        j = np.maximum(i, 0)
+        found = (i >= 0) & (addresses < self.ends[j])
+        return np.where(found, self.orders[j], 0).astype(np.uint8), found
+
+    def blocks(self) -> Iterator[tuple[U64Array, U8Array]]:
+        """Every block as (addresses, orders) columns in bounded pieces, ascending.
+
+        Where runs of a broken map overlap, blocks ascend within each run only.
+        """
+        at = 0
+        totals = np.cumsum(self.counts)
+        while at < len(self.starts):
+            base = int(totals[at - 1]) if at else 0
+            end = int(np.searchsorted(totals, base + EXPAND, side="right"))
+            if end <= at:
+                yield from self._long_run(at)
+                at += 1
+                continue
+            counts = self.counts[at:end].astype(np.int64)
+            order = np.repeat(self.orders[at:end], counts)
+            first = np.repeat(self.starts[at:end], counts)
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            step = np.uint64(self.page_size) << order.astype(np.uint64)
+            yield first + within.astype(np.uint64) * step, order
+            at = end
+
+    def _long_run(self, i: int) -> Iterator[tuple[U64Array, U8Array]]:
+        start, count, order = int(self.starts[i]), int(self.counts[i]), int(self.orders[i])
+        step = np.uint64(self.page_size << order)
+        for done in range(0, count, EXPAND):
+            n = min(EXPAND, count - done)
+            yield (
+                np.uint64(start) + (np.arange(n, dtype=np.uint64) + np.uint64(done)) * step,
+                np.full(n, order, np.uint8),
+            )
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Runs, nodes and problems of one walk."""
+
+    survey: Survey
+    give_up_after: int
+    starts: list[U64Array] = field(default_factory=list)
+    counts: list[U64Array] = field(default_factory=list)
+    orders: list[U8Array] = field(default_factory=list)
+    nodes: list[U64Array] = field(default_factory=list)
+    node_sizes: list[int] = field(default_factory=list)
+    problems: Counter[str] = field(default_factory=Counter)
+    missing: int = 0
+
+    @property
+    def hopeless(self) -> bool:
+        return sum(self.problems.values()) + self.missing >= self.give_up_after
+
+    def problem(self, code: str, message: str, address: int) -> None:
+        self.problems[code] += 1
+        self.survey.findings.error(code, message, path=PATH, address=address)
+
+    def add_nodes(self, addresses: U64Array, size: int) -> None:
+        if len(addresses):
+            self.nodes.append(addresses)
+            self.node_sizes.append(size)
+            self.survey.claim("map-node", PATH, addresses, size)
+
+    def usable(self, addresses: U64Array, size: int, align: int) -> npt.NDArray[np.bool_]:
+        """Which addresses can be read as nodes; the others become problems."""
+        good = (addresses % np.uint64(align) == 0) & (addresses >> np.uint64(PHYSICAL_BITS) == 0)
+        for pa in addresses[~good][:64]:
+            self.problem("KHO-MAP-001", f"map node {int(pa):#x} is no page address", int(pa))
+        present = self.survey.memory.states(np.where(good, addresses, 0), size)
+        lacking = good & (present != PageState.PRESENT)
+        for pa, state in zip(addresses[lacking], present[lacking], strict=True):
+            self.missing += 1
+            self.survey.hole(int(pa), PATH, PageState(int(state)))
+        return np.asarray(good & ~lacking)
+
+    def result(self) -> PreservedMap:
+        page = self.survey.page_size
+        if not self.starts:
+            none = np.empty(0, np.uint64)
+            starts = counts = none
+            orders = np.empty(0, np.uint8)
+        else:
+            starts, counts = np.concatenate(self.starts), np.concatenate(self.counts)
+            orders = np.concatenate(self.orders)
+            if not (starts[1:] >= starts[:-1]).all():
+                rank = np.lexsort((orders, starts))
+                starts, counts, orders = starts[rank], counts[rank], orders[rank]
+        nodes = np.concatenate(self.nodes) if self.nodes else np.empty(0, np.uint64)
+        sizes = np.repeat(np.array(self.node_sizes, np.uint64), [len(part) for part in self.nodes])
+        found = PreservedMap(
+            page, starts, counts, orders, nodes, sizes, self.problems, self.missing
+        )
+        if not found.disjoint:
+            i = int(np.flatnonzero(found.ends[:-1] > found.starts[1:])[0])
+            self.survey.findings.error(
+                "KHO-MAP-005",
+                f"preserved blocks overlap at {int(found.starts[i + 1]):#x}",
+                path=PATH,
+                address=int(found.starts[i + 1]),
+            )
+        return found
+
+
+def walk_map(
+    survey: Survey, generation: KhoGeneration, root: int, *, give_up_after: int = 1 << 62
+) -> PreservedMap:
+    """The map at physical address ``root``, as ``generation`` lays it out.
+
+    Never raises; ``problems`` and findings ``KHO-MAP-*`` say what made no sense: 001 bad
+    node address, 002 node reached twice, 003 key too wide, 004 block beyond memory, 005
+    blocks overlap, 006 order impossible, 007 span misplaced, 008 chunk over capacity.
+    ``give_up_after`` problems or missing nodes the walk ends (for trials).
+    """
+    collector = _Collector(survey, give_up_after)
+    if root:
+        if generation.map_kind in (MapKind.BITMAP_512, MapKind.BITMAP_PAGE):
+            _walk_chunks(collector, generation.map_kind, root)
+        else:
+            interim = generation.map_kind is MapKind.RADIX_INTERIM
+            _walk_radix(collector, RadixGeometry(survey.page_size, interim=interim), root)
+    return collector.result()
+
+
+# -- radix tree -----------------------------------------------------------------------------
+
+
+def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> None:
+    survey, page = collector.survey, collector.survey.page_size
+    addresses = np.array([root], np.uint64)
+    prefixes = np.zeros(1, np.uint64)
+    seen = np.empty(0, np.uint64)
+    for level in range(geometry.depth - 1, -1, -1):
+        good = collector.usable(addresses, page, page)
+        addresses, prefixes = addresses[good], prefixes[good]
+        addresses, prefixes = _first_visits(collector, addresses, prefixes, seen)
+        if len(addresses) == 0:
+            return
+        seen = np.union1d(seen, addresses)
+        if len(seen) > survey.max_nodes:
+            collector.problem("KHO-LST-003", "more map nodes than any machine has", root)
+            return
+        layout = kho_radix_leaf if level == 0 else kho_radix_node
+        survey.place(layout(page), addresses, PATH)
+        collector.add_nodes(addresses, page)
+        if level == 0:
+            _leaves(collector, geometry, addresses, prefixes)
+            return
+        shift = np.uint64((level - 1) * geometry.table_bits + geometry.leaf_bits)
+        addresses, prefixes = _children(collector, geometry, addresses, prefixes, shift)
+        if collector.hopeless:
+            return
+
+
+def _first_visits(
+    collector: _Collector, addresses: U64Array, prefixes: U64Array, seen: U64Array
+) -> tuple[U64Array, U64Array]:
+    """Drop nodes met before: the kernel never shares them, and a hostile map would."""
+    _, first = np.unique(addresses, return_index=True)
+    fresh = np.zeros(len(addresses), np.bool_)
+    fresh[first] = True
+    fresh &= ~np.isin(addresses, seen)
+    for pa in addresses[~fresh][:64]:
+        collector.problem("KHO-MAP-002", f"map node {int(pa):#x} is reached twice", int(pa))
+    return addresses[fresh], prefixes[fresh]
+
+
+def _children(
+    collector: _Collector,
+    geometry: RadixGeometry,
+    tables: U64Array,
+    prefixes: U64Array,
+    shift: np.uint64,
+) -> tuple[U64Array, U64Array]:
+    found: list[U64Array] = []
+    keys: list[U64Array] = []
+    room = 64 - int(shift)
+    for at in range(0, len(tables), BATCH):
+        words = collector.survey.memory.gather(
+            tables[at : at + BATCH], collector.survey.page_size
+        ).view("<u8")
+        row, slot = np.nonzero(words)
+        child = words[row, slot].astype(np.uint64, copy=False)
+        slot_bits = slot.astype(np.uint64)
+        wide = slot_bits >> np.uint64(room) != 0 if room < 64 else np.zeros(len(slot), np.bool_)
+        key = prefixes[at + row] | (slot_bits << shift)
+        wide |= key >> np.uint64(geometry.key_width) != 0
+        for pa in child[wide][:16]:
+            collector.problem("KHO-MAP-003", f"map node {int(pa):#x} has too wide a key", int(pa))
+        found.append(child[~wide])
+        keys.append(key[~wide])
+        if collector.hopeless:
+            break
+    return np.concatenate(found), np.concatenate(keys)
+
+
+def _leaves(
+    collector: _Collector, geometry: RadixGeometry, leaves: U64Array, prefixes: U64Array
+) -> None:
+    page = collector.survey.page_size
+    # Marker bits must not lie inside a batch's run: walk leaves in key order.
+    rank = np.argsort(prefixes, kind="stable")
+    leaves, prefixes = leaves[rank], prefixes[rank]
+    buffer = np.empty((BATCH, page), np.uint8)
+    lows: list[U64Array] = []
+    highs: list[U64Array] = []
+    bits = page * 8
+    for at in range(0, len(leaves), BATCH):
+        rows = collector.survey.memory.gather(leaves[at : at + BATCH], page, buffer)
+        starts, ends = bitmap_runs(rows.reshape(-1).view("<u8"))
+        starts, ends = _cut(starts, ends, bits)
+        row = starts // bits
+        base = prefixes[at + row]
+        lows.append(base + (starts - row * bits).astype(np.uint64))
+        highs.append(base + (ends - row * bits).astype(np.uint64))
+    low, high = _merge(np.concatenate(lows), np.concatenate(highs))
+    _add_keys(collector, geometry, *_split_orders(low, high))
+
+
+def _cut(
+    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], bits: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut runs of bit numbers at multiples of ``bits``."""
+    pieces = (ends - 1) // bits - starts // bits + 1
+    if (pieces == 1).all():
+        return starts, ends
+    which = np.repeat(np.arange(len(starts)), pieces)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    edge = (starts[which] // bits + nth) * bits
+    return np.maximum(starts[which], edge), np.minimum(ends[which], edge + bits)
+
+
+def _merge(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
+    """Join runs of keys that touch."""
+    if len(low) == 0:
+        return low, high
+    fresh = np.concatenate(([True], low[1:] != high[:-1]))
+    first = np.flatnonzero(fresh)
+    return low[first], high[np.append(first[1:] - 1, len(low) - 1)]
+
+
+def _split_orders(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
+    """Cut runs of keys at powers of two, where the order changes."""
+    top = _top_bit(low)
+    while True:
+        edge = np.uint64(1) << (top.astype(np.uint64) + np.uint64(1))
+        crossing = (high > edge) & (edge != 0)
+        if not crossing.any():
+            return low, high
+        low = np.concatenate((low, edge[crossing]))
+        high = np.concatenate((np.where(crossing, edge, high), high[crossing]))
+        top = np.concatenate((top, top[crossing] + 1))
+
+
+def _top_bit(values: U64Array) -> npt.NDArray[np.int64]:
+    """Index of the highest set bit; 0 for 0."""
+    top = np.zeros(len(values), np.int64)
+    rest = values.copy()
+    for step in (32, 16, 8, 4, 2, 1):
+        high = rest >> np.uint64(step)
+        big = high != 0
+        top[big] += step
+        rest = np.where(big, high, rest)
+    return top
+
+
+def _add_keys(
+    collector: _Collector, geometry: RadixGeometry, low: U64Array, high: U64Array
+) -> None:
+    shift = geometry.page_shift
+    orders = (64 - shift) - _top_bit(low)
+    bad = (low == 0) | (orders < 0) | (orders > _MAX_ORDER - shift)
+    for key in low[bad][:16]:
+        collector.problem("KHO-MAP-006", f"key {int(key):#x} gives an impossible order", 0)
+    low, high, orders = low[~bad], high[~bad], orders[~bad]
+    step = (orders + shift).astype(np.uint64)
+    starts = low << step
+    far = (starts >> np.uint64(PHYSICAL_BITS) != 0) | (
+        (high - np.uint64(1)) << step >> np.uint64(PHYSICAL_BITS) != 0
+    )
+    for pa in starts[far][:16]:
+        collector.problem(
+            "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
+        )
+    collector.starts.append(starts[~far])
+    collector.counts.append((high - low)[~far])
+    collector.orders.append(orders[~far].astype(np.uint8))
+
+
+# -- chunks of bitmaps ------------------------------------------------------------------------
+
+
+def _walk_chunks(collector: _Collector, kind: MapKind, root: int) -> None:
+    survey, page = collector.survey, collector.survey.page_size
+    shift = page.bit_length() - 1
+    size = 512 if kind is MapKind.BITMAP_512 else page
+    chain = follow(survey, root, PATH, "bitmap chunk", limit=1 << 16)
+    if not chain.complete:
+        collector.problems["KHO-MAP-001"] += 1
+    collector.add_nodes(chain.pages, page)
+    survey.place(khoser_mem_chunk(page), chain.pages, PATH)
+    capacity = (page - 16) // 16
+    seen = np.empty(0, np.uint64)
+    for address in chain.pages.tolist():
+        raw = survey.read(address, page, PATH)
+        if raw is None:
+            collector.missing += 1
+            continue
+        order = int.from_bytes(raw[8:12], "little")
+        count = int.from_bytes(raw[12:16], "little")
+        if order > _MAX_ORDER - shift:
+            collector.problem("KHO-MAP-006", f"chunk of impossible order {order}", address)
+            continue
+        if count > capacity:
+            collector.problem(
+                "KHO-MAP-008", f"chunk counts {count} bitmaps, capacity {capacity}", address
+            )
+        used = min(count, capacity)
+        pairs = np.frombuffer(raw, "<u8", 2 * used, 16).reshape(used, 2).astype(np.uint64)
+        spans, bitmaps = pairs[:, 0], pairs[:, 1]
+        unit = np.uint64((size * 8) << (order + shift)) if (order + shift) < 40 else None
+        misplaced = spans % unit != 0 if unit else spans != 0
+        for pa in spans[misplaced][:16]:
+            collector.problem(
+                "KHO-MAP-007",
+                f"bitmap of order {order} starts at {int(pa):#x}, no multiple of its span",
+                address,
+            )
+        good = collector.usable(bitmaps, size, size) & ~misplaced
+        bitmaps, spans = _first_visits(collector, bitmaps[good], spans[good], seen)
+        seen = np.union1d(seen, bitmaps)
+        collector.add_nodes(bitmaps, size)
+        _bitmaps(collector, bitmaps, spans, order, size)
+        if collector.hopeless:
+            return
+
+
+def _bitmaps(
+    collector: _Collector, bitmaps: U64Array, spans: U64Array, order: int, size: int
+) -> None:
+    shift = np.uint64(order + collector.survey.page_size.bit_length() - 1)
+    bits = size * 8
+    rank = np.argsort(spans, kind="stable")
+    bitmaps, spans = bitmaps[rank], spans[rank]
+    for at in range(0, len(bitmaps), BATCH):
+        rows = collector.survey.memory.gather(bitmaps[at : at + BATCH], size)
+        starts, ends = _cut(*bitmap_runs(rows.reshape(-1).view("<u8")), bits)
+        row = starts // bits
+        low = spans[at + row] + ((starts - row * bits).astype(np.uint64) << shift)
+        high = spans[at + row] + ((ends - row * bits).astype(np.uint64) << shift)
+        far = high >> np.uint64(PHYSICAL_BITS) != 0
+        for pa in low[far][:16]:
+            collector.problem(
+                "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
+            )
+        low, high = _merge(low[~far], high[~far])
+        collector.starts.append(low)
+        collector.counts.append((high - low) >> shift)
+        collector.orders.append(np.full(len(low), order, np.uint8))

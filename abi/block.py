@@ -9,6 +9,7 @@ from __future__ import annotations
 from abi.registry import Generation
 from abi.schema import Struct, phys, u64
 
+#: A list with more blocks is refused by the consumer.
 KHO_MAX_BLOCKS = 10000
 
 kho_block_header_ser = Struct(
@@ -18,11 +19,11 @@ kho_block_header_ser = Struct(
     doc="Head of a block; entries follow up to the end of the page.",
 )
 
-GENERATIONS = (
+GENERATIONS: tuple[Generation, ...] = (
     Generation(
         layer="block",
         id="block-v1",
-        strings=("block-v1",),
+        strings=("block-v1", "kho-block-v1"),
         layouts={"kho_block_header_ser": kho_block_header_ser},
         provenance="Linux 7.2.12, 7.3.4",
         kernels=("7.2", "7.3"),
@@ -31,6 +32,8 @@ GENERATIONS = (
             "KHO_MAX_BLOCKS": KHO_MAX_BLOCKS,
             "KHO_BLOCK_SIZE": {0x1000: 0x1000, 0x4000: 0x4000, 0x10000: 0x10000},
         },
-        census=("linux-7.2", "linux-7.3", "luo-features-dev", "kho-compat-composite"),
+        notes="The string exists in development trees only: block-v1 behind luo-v5;, and "
+        "kho-block-v1 behind luo-v3- and luo-v4-.",
+        census=("linux-7.2", "linux-7.3", "luo-features-dev", "pci-flb-version2-2026"),
     ),
 )

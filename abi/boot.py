@@ -1,6 +1,9 @@
 """How the next kernel is told where the root is: setup_data on x86, ``/chosen`` elsewhere.
 
-Unchanged from 6.16 to 7.3.
+On x86 a node of type 10 in the list that starts at ``boot_params.hdr.setup_data``; on
+device-tree machines two properties of ``/chosen``. Unchanged from 6.16 to 7.3.
+
+Source: Linux 6.16 to 7.3; the x86 boot protocol for the offsets in boot_params.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 from abi.registry import Generation
 from abi.schema import Struct, enum, phys, u32, u64
 
+#: Type of the setup_data node.
 SETUP_KEXEC_KHO = 10
 
 setup_data_hdr = Struct(
@@ -30,33 +34,37 @@ kho_data = Struct(
 
 kho_scratch = Struct(
     "kho_scratch",
-    "addr" / u64 * "physical address of the area",
+    "addr" / phys("scratch area"),
     "size" / u64 * "bytes; 0 is normal for the global area",
     packed=False,
     doc="Entry 0 is low memory, entry 1 global, then one for each NUMA node.",
 )
 
-#: x86 boot_params: offsets in the page (boot protocol).
-HDRS_MAGIC = b"HdrS"
-HDRS_OFFSET = 0x202
-SETUP_HEADER_OFFSET = 0x1F1
+#: x86 boot_params, one page: offsets of what is used, in the order of the page.
 E820_COUNT_OFFSET = 0x1E8
-E820_TABLE_OFFSET = 0x2D0
-E820_MAX = 128
-E820_TYPE_RAM = 1
+#: The setup header starts here, with setup_sects; it ends at 0x202 + the byte at 0x201.
+SETUP_HEADER_OFFSET = 0x1F1
 SETUP_SECTS_OFFSET = 0x1F1
+HEADER_END_OFFSET = 0x201
+HDRS_OFFSET = 0x202
+HDRS_MAGIC = b"HdrS"
 TYPE_OF_LOADER_OFFSET = 0x210
 CODE32_START_OFFSET = 0x214
 RAMDISK_IMAGE_OFFSET = 0x218
 RAMDISK_SIZE_OFFSET = 0x21C
 CMD_LINE_PTR_OFFSET = 0x228
 SETUP_DATA_OFFSET = 0x250
+INIT_SIZE_OFFSET = 0x260
+#: Entries of 20 bytes {u64 address, u64 size, u32 type}.
+E820_TABLE_OFFSET = 0x2D0
+E820_MAX = 128
+E820_TYPE_RAM = 1
 
 #: Properties of /chosen: {address, size}, in the root's cells, big endian.
 CHOSEN_KHO_FDT = b"linux,kho-fdt"
 CHOSEN_KHO_SCRATCH = b"linux,kho-scratch"
 
-GENERATIONS = (
+GENERATIONS: tuple[Generation, ...] = (
     Generation(
         layer="boot",
         id="boot",
@@ -68,7 +76,7 @@ GENERATIONS = (
         },
         provenance="Linux 6.16 to 7.3",
         kernels=("6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3"),
-        date="2025-07",
+        date="2025-07-27",
         constants={"SETUP_KEXEC_KHO": SETUP_KEXEC_KHO},
         census=(
             "linux-6.16", "linux-6.17", "linux-6.18", "linux-6.19", "linux-7.0", "linux-7.1",

@@ -2,16 +2,29 @@
 
 ``kho-v3`` and ``kho-v4`` are the same in all that is declared here: the number was raised
 for the block lists and for LUO's move from FDT to struct. ``kho-v1`` names two: bitmaps
-of 512 bytes (6.16, 6.17) and of a page (6.18 to 7.0).
+of 512 bytes (6.16, 6.17) and of a page (6.18 to 7.0). How keys and bits stand for blocks
+is in :mod:`abi.memory_map`.
+
+Values of properties are u64 of the machine's own byte order, not FDT cells.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from abi.registry import Generation, Source
-from abi.schema import Struct, array, per_page, phys, u32, u64
+from abi.schema import Layout, Struct, array, per_page, phys, u32, u64
+
+#: Root and subnodes.
+COMPATIBLE = b"compatible"
+MAP_PROPERTY = b"preserved-memory-map"
+#: Blobs whose names are known.
+MEMBLOCK_BLOB = b"memblock"
+LUO_BLOB = b"LUO"
+METADATA_BLOB = b"kexec-metadata"
+TEST_BLOB = b"kho_test"
 
 #: "KHOP": in page->private of a preserved block until it is restored (6.18 on, shifted by 32).
 KHO_PAGE_MAGIC = 0x4B484F50
@@ -94,9 +107,11 @@ def kho_radix_node(page_size: int) -> Struct:
     """A table of the radix tree (7.1 on)."""
     return Struct(
         "kho_radix_node",
-        "table" / array(phys("struct kho_radix_node or kho_radix_leaf"), page_size // 8),
+        "table"
+        / array(phys("struct kho_radix_node or kho_radix_leaf"), page_size // 8)
+        * "0: nothing below",
         packed=False,
-        doc="A table: entry 0 means nothing below.",
+        doc="A table: leaves lie below level 1.",
     )
 
 
@@ -111,19 +126,21 @@ def kho_radix_leaf(page_size: int) -> Struct:
     )
 
 
-_CHUNKS = {
+_CHUNKS: Mapping[str, Layout] = {
     "khoser_mem_bitmap_ptr": khoser_mem_bitmap_ptr,
     "khoser_mem_chunk_hdr": khoser_mem_chunk_hdr,
     "khoser_mem_chunk": khoser_mem_chunk,
 }
-_RADIX = {"kho_radix_node": kho_radix_node, "kho_radix_leaf": kho_radix_leaf}
+_RADIX: Mapping[str, Layout] = {"kho_radix_node": kho_radix_node, "kho_radix_leaf": kho_radix_leaf}
 _CHUNK_CAPACITY = {0x1000: 255, 0x4000: 1023, 0x10000: 4095}
 _RADIX_CONSTANTS = {
     "KHO_TABLE_SIZE_LOG2": {0x1000: 9, 0x4000: 11, 0x10000: 13},
     "KHO_BITMAP_SIZE_LOG2": {0x1000: 15, 0x4000: 17, 0x10000: 19},
 }
+_ORDER_0_LOG2 = {0x1000: 52, 0x4000: 50, 0x10000: 48}
+_RADIX_DEPTH = {0x1000: 6, 0x4000: 5, 0x10000: 4}
 
-GENERATIONS = (
+GENERATIONS: tuple[KhoGeneration, ...] = (
     KhoGeneration(
         layer="kho",
         id="kho-v1-bitmap512",
@@ -132,6 +149,7 @@ GENERATIONS = (
         provenance="Linux 6.16, 6.17.8",
         kernels=("6.16", "6.17"),
         date="2025-07",
+        notes="Bitmaps are 512 bytes whatever the page size.",
         constants={"PRESERVE_BITS": 4096, "KHOSER_BITMAP_SIZE": _CHUNK_CAPACITY},
         census=("linux-6.16", "linux-6.17"),
         map_kind=MapKind.BITMAP_512,
@@ -142,12 +160,15 @@ GENERATIONS = (
         id="kho-v1-radix-rfc",
         strings=("kho-v1", "kho-v2"),
         layouts=_RADIX,
-        provenance="radix tree postings of 2025-09 and 2025-10",
+        provenance="radix tree postings, RFC v2 (kho-v1) and PATCH v1 (kho-v2) of 2025-10",
         source=Source.READ,
         date="2025-10",
-        notes="also seen with the map property preserved-order-table",
+        constants={"KHO_TREE_MAX_DEPTH": _RADIX_DEPTH},
+        notes="The depth counts six bits for the order and comes out as in kho-v3. RFC v1 "
+        "(2025-09) has instead the property preserved-order-table: a page with the root of "
+        "one tree for each order.",
         census=("kho-v1-radix-rfc",),
-        map_kind=MapKind.RADIX_INTERIM,
+        map_kind=MapKind.RADIX,
         map_property="preserved-page-radix-tree",
         blob_property="fdt",
     ),
@@ -164,6 +185,7 @@ GENERATIONS = (
             "KHOSER_BITMAP_SIZE": _CHUNK_CAPACITY,
             "KHO_PAGE_MAGIC": KHO_PAGE_MAGIC,
         },
+        notes="The bitmaps grew, the string did not change.",
         census=("linux-6.18", "linux-6.19", "linux-7.0"),
         map_kind=MapKind.BITMAP_PAGE,
         blob_property="fdt",
@@ -177,10 +199,11 @@ GENERATIONS = (
         date="2026-03",
         constants={
             **_RADIX_CONSTANTS,
-            "KHO_ORDER_0_LOG2": {0x1000: 52, 0x4000: 50, 0x10000: 48},
+            "KHO_ORDER_0_LOG2": _ORDER_0_LOG2,
             "KHO_TREE_MAX_DEPTH": {0x1000: 6, 0x4000: 4, 0x10000: 4},
         },
-        notes="with 16K pages the tree is a level too short and order 0 loses its marker bit",
+        notes="With 16K pages the tree is a level too short and order 0 loses its marker bit. "
+        "A blob has no size: it tells its own.",
         census=("kho-v2-mainline-interim",),
         map_kind=MapKind.RADIX_INTERIM,
     ),
@@ -194,8 +217,8 @@ GENERATIONS = (
         date="2026-06",
         constants={
             **_RADIX_CONSTANTS,
-            "KHO_ORDER_0_LOG2": {0x1000: 52, 0x4000: 50, 0x10000: 48},
-            "KHO_TREE_MAX_DEPTH": {0x1000: 6, 0x4000: 5, 0x10000: 4},
+            "KHO_ORDER_0_LOG2": _ORDER_0_LOG2,
+            "KHO_TREE_MAX_DEPTH": _RADIX_DEPTH,
             "KHO_PAGE_MAGIC": KHO_PAGE_MAGIC,
         },
         census=("linux-7.1",),
@@ -212,7 +235,8 @@ GENERATIONS = (
         date="2026-08",
         constants={
             **_RADIX_CONSTANTS,
-            "KHO_TREE_MAX_DEPTH": {0x1000: 6, 0x4000: 5, 0x10000: 4},
+            "KHO_ORDER_0_LOG2": _ORDER_0_LOG2,
+            "KHO_TREE_MAX_DEPTH": _RADIX_DEPTH,
             "KHO_RADIX_KEY_WIDTH": {0x1000: 53, 0x4000: 51, 0x10000: 49},
             "KHO_PAGE_MAGIC": KHO_PAGE_MAGIC,
         },
@@ -227,7 +251,8 @@ GENERATIONS = (
         layouts=_RADIX,
         provenance="live update development tree, RFC of 2026-06-04 and later",
         date="2026-06",
-        constants=dict(_RADIX_CONSTANTS),
+        constants={**_RADIX_CONSTANTS, "KHO_TREE_MAX_DEPTH": _RADIX_DEPTH},
+        notes="Layouts of kho-v4; versions of components are appended in alphabetical order.",
         census=("kho-compat-composite",),
         map_kind=MapKind.RADIX,
         size_property="blob-size",

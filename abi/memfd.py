@@ -1,8 +1,13 @@
-"""Preserved memory files.
+"""Memory files (memfd): size, position, seals and the folios that hold the content.
 
-The folio array is a kho_vmalloc area of 16-byte entries. In ``memfd-v2`` seals and flags
-are two u32; an early posting had ``seals : 8`` and 56 reserved bits in the same word: the
-same bytes for the seals in use.
+The ``data`` of a LUO file entry with one of these handler strings is the physical address
+of ``struct memfd_luo_ser``. Its vmalloc area holds ``nr_folios`` entries of 16 bytes; an
+empty file has none and a zero descriptor. The order of a folio is that of its block in
+the preserved-memory map. ``index`` counts base pages, for huge folios too. An entry whose
+pfn is 0 is a hole, which no producer makes: folios are populated, up to date and dirty.
+
+In ``memfd-v2`` seals and flags are two u32; an early posting had ``seals : 8`` and 56
+reserved bits in the same word: the same bytes for the seals in use.
 """
 
 from __future__ import annotations
@@ -12,18 +17,25 @@ from abi.registry import Generation
 from abi.schema import Struct, bits, flags, u32, u64
 from abi.vmalloc import kho_vmalloc
 
+#: Flags of a folio; present producers set both.
 MEMFD_LUO_FOLIO_DIRTY = 1
 MEMFD_LUO_FOLIO_UPTODATE = 2
 
-SEAL_NAMES = {
-    "seal": 1,
-    "shrink": 2,
-    "grow": 4,
-    "write": 8,
-    "future-write": 16,
-    "exec": 32,
+#: The seals of fcntl(2) that can be handed over.
+SEALS = {
+    "F_SEAL_SEAL": 0x1,
+    "F_SEAL_SHRINK": 0x2,
+    "F_SEAL_GROW": 0x4,
+    "F_SEAL_WRITE": 0x8,
+    "F_SEAL_FUTURE_WRITE": 0x10,
+    "F_SEAL_EXEC": 0x20,
 }
+#: The same for people.
+SEAL_NAMES = {k.removeprefix("F_SEAL_").lower().replace("_", "-"): v for k, v in SEALS.items()}
+#: Other bits make the producer and the consumer answer -EOPNOTSUPP.
 MEMFD_LUO_ALL_SEALS = 0x3F
+
+#: Bits of the feature words.
 MEMFD_LUO_FEATURE_SEALS = 1
 MEMFD_LUO_FEATURE_FOLIOS = 2
 
@@ -39,17 +51,8 @@ _HEAD = (
     "size" / u64 * "file size, bytes",
 )
 _SEALS = (
-    "seals"
-    / flags(
-        u32,
-        F_SEAL_SEAL=1,
-        F_SEAL_SHRINK=2,
-        F_SEAL_GROW=4,
-        F_SEAL_WRITE=8,
-        F_SEAL_FUTURE_WRITE=16,
-        F_SEAL_EXEC=32,
-    ),
-    "flags" / u32 * "must be 0",
+    "seals" / flags(u32, **SEALS),
+    "flags" / u32 * "0; else -EOPNOTSUPP on retrieve",
 )
 _FOLIOS = (
     "nr_folios" / u64 * "entries in the array",
@@ -60,7 +63,7 @@ memfd_luo_ser_v1 = Struct("memfd_luo_ser", *_HEAD, *_FOLIOS, doc="A memory file 
 memfd_luo_ser_early = Struct(
     "memfd_luo_ser",
     *_HEAD,
-    "word" / bits(u64, seals=8, __reserved=56),
+    "word" / bits(u64, seals=8, __reserved=56) * "the seals of memfd-v2, narrower",
     *_FOLIOS,
     doc="A memory file, seals in a bit-field.",
 )
@@ -79,18 +82,19 @@ _FOLIO_CONSTANTS = {
     "MEMFD_LUO_FOLIO_UPTODATE": MEMFD_LUO_FOLIO_UPTODATE,
 }
 
-GENERATIONS = (
+GENERATIONS: tuple[Generation, ...] = (
     Generation(
         layer="memfd",
         id="memfd-v1",
         strings=("memfd-v1",),
         layouts={"memfd_luo_ser": memfd_luo_ser_v1, "memfd_luo_folio_ser": memfd_luo_folio_ser},
-        provenance="Linux 6.19.11; 7.0 carries this or memfd-v2, which is not established",
+        provenance="Linux 6.19.11; for 7.0 assumed",
         kernels=("6.19", "7.0"),
-        date="2026-02",
+        date="2026-02-08",
         constants=_FOLIO_CONSTANTS,
-        notes="has no field for seals: they are lost",
-        census=("linux-6.19", "linux-7.0"),
+        notes="Carries no seals: they are lost. Whether 7.0 writes this or memfd-v2 is not "
+        "established.",
+        census=("linux-6.19",),
     ),
     Generation(
         layer="memfd",
@@ -99,7 +103,7 @@ GENERATIONS = (
         layouts={"memfd_luo_ser": memfd_luo_ser_early, "memfd_luo_folio_ser": memfd_luo_folio_ser},
         provenance="development tree of 2026-02",
         date="2026-02",
-        notes="the same bytes as memfd-v2 for seals below 256 and flags 0",
+        notes="The same bytes as memfd-v2 for seals below 256 and flags 0.",
         census=("memfd-v2-early",),
     ),
     Generation(
@@ -110,16 +114,7 @@ GENERATIONS = (
         provenance="Linux 7.1.13, 7.2.12, 7.3.4",
         kernels=("7.1", "7.2", "7.3"),
         date="2026-06",
-        constants={
-            **_FOLIO_CONSTANTS,
-            "F_SEAL_SEAL": 1,
-            "F_SEAL_SHRINK": 2,
-            "F_SEAL_GROW": 4,
-            "F_SEAL_WRITE": 8,
-            "F_SEAL_FUTURE_WRITE": 16,
-            "F_SEAL_EXEC": 32,
-            "MEMFD_LUO_ALL_SEALS": MEMFD_LUO_ALL_SEALS,
-        },
+        constants={**_FOLIO_CONSTANTS, **SEALS, "MEMFD_LUO_ALL_SEALS": MEMFD_LUO_ALL_SEALS},
         census=("linux-7.1", "linux-7.2", "linux-7.3"),
     ),
     Generation(

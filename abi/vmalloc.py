@@ -1,6 +1,9 @@
 """kho_vmalloc: how a virtually contiguous area is handed over (6.18 on).
 
-Unversioned until the development string ``vmalloc-v1``.
+A descriptor leads to a list of pages of block addresses. ``number of addresses * 2^order``
+must be ``total_pages``. A list of a page ends at its first zero entry; a full page always has
+a successor, which may hold nothing. Unversioned until the development string
+``vmalloc-v1``.
 """
 
 from __future__ import annotations
@@ -8,7 +11,9 @@ from __future__ import annotations
 from abi.registry import Generation
 from abi.schema import Struct, array, flags, per_page, phys, u16, u32
 
+#: Allocated pages (VM_ALLOC).
 KHO_VMALLOC_ALLOC = 1
+#: Huge mappings allowed.
 KHO_VMALLOC_HUGE_VMAP = 2
 KHO_VMALLOC_FLAGS = KHO_VMALLOC_ALLOC | KHO_VMALLOC_HUGE_VMAP
 
@@ -43,7 +48,7 @@ kho_vmalloc = Struct(
     doc="Descriptor of a preserved area.",
 )
 
-GENERATIONS = (
+GENERATIONS: tuple[Generation, ...] = (
     Generation(
         layer="vmalloc",
         id="vmalloc-v1",
@@ -61,7 +66,7 @@ GENERATIONS = (
             "KHO_VMALLOC_HUGE_VMAP": KHO_VMALLOC_HUGE_VMAP,
             "KHO_VMALLOC_SIZE": {0x1000: 511, 0x4000: 2047, 0x10000: 8191},
         },
-        notes="the string exists in development trees only, as part of the root's",
+        notes="The string exists in development trees only, as part of the root's.",
         census=(
             "linux-6.18", "linux-6.19", "linux-7.0", "kho-v2-mainline-interim", "linux-7.1",
             "linux-7.2", "linux-7.3", "luo-features-dev", "memfd-v2-early",

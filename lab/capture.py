@@ -201,7 +201,7 @@ def _drive(
                 why = machine.startup_error() or "".join(tail)
                 raise LabError(f"{result.producer.name} did not get to the jump ({event}): {why}")
             return
-        _note(result, event)
+        _note(result, event, jumped)
         if event.kind == "load" and event.data["errno"]:
             why = os.strerror(event.data["errno"])
             raise LabError(f"{result.producer.name}: kexec_file_load failed: {why}")
@@ -219,9 +219,12 @@ def _drive(
             machine.answer()
 
 
-def _note(result: Capture, event: Event) -> None:
+def _note(result: Capture, event: Event, jumped: bool) -> None:
     if event.kind == "blob":
-        result.blobs[str(event.data["name"])] = event.blob
+        name = str(event.data["name"])
+        if jumped and name.startswith("frames/"):
+            name = f"consumer/{name}"
+        result.blobs[name] = event.blob
     else:
         result.events.append(event.data)
 
@@ -245,7 +248,7 @@ def _jump(machine: Machine, result: Capture, take: Any) -> None:
 
 def _fill_regions(ram: Ram, result: Capture) -> None:
     """Find the reserve_mem regions in the kernel's own table, and fill them."""
-    found = truth.reserved_regions(ram, result.blobs)
+    found = truth.reserved_table(ram, *truth.text_offset(result.blobs, "producer"))
     for region in result.workload.reserve_mem:
         if region.name in found:
             result.regions[region.name] = found[region.name]

@@ -49,9 +49,8 @@ def text_offset(blobs: dict[str, bytes], side: str) -> tuple[dict[str, int], int
     return table, table["_text"] - int(m[1], 16)
 
 
-def reserved_regions(ram: Ram, blobs: dict[str, bytes]) -> dict[str, int]:
-    """Start of each reserve_mem region, out of the producer's own table."""
-    table, shift = text_offset(blobs, "producer")
+def reserved_table(ram: Ram, table: dict[str, int], shift: int) -> dict[str, int]:
+    """Start of each reserve_mem region, out of a kernel's own table."""
     if "reserved_mem_table" not in table:
         return {}
     data = ram.read(table["reserved_mem_table"] - shift, _RESERVED_ENTRY.size * _RESERVED_ENTRIES)

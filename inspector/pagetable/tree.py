@@ -48,16 +48,15 @@ class Table:
         """The start table, cut so that IOVAs rise evenly within each piece."""
         shift = self.format.levels[self.top].shift
         count = 1 << (self.input_bits - shift)
+        high, each = count, min(count, self.format.entries)
         if self.sign_extend and count > 1:
-            half = count >> 1
-            high = ((1 << 64) - (half << shift)) & WORD
-            bits = half.bit_length() - 1
-            return [Piece(self.root, 0, bits), Piece(self.root + half * 8, high, bits)]
-        each = min(count, self.format.entries)
-        return [
-            Piece(self.root + first * 8, first << shift, each.bit_length() - 1)
-            for first in range(0, count, each)
-        ]
+            high, each = count >> 1, min(count >> 1, self.format.entries)
+        pieces = []
+        for first in range(0, count, each):
+            index = first if first < high else first - count
+            base = (index << shift) & WORD
+            pieces.append(Piece(self.root + first * 8, base, each.bit_length() - 1))
+        return pieces
 
 
 def table(

@@ -1,0 +1,197 @@
+"""A running kernel that will hand over: the producer.
+
+::
+
+    kernel = Kernel("linux-7.3", small_machine())
+    vm = kernel.luo.create_session("vm0")
+    ram = kernel.memfd("ram")
+    ram.write(0, b"hello")
+    vm.preserve(ram, 0x10)
+    image = kernel.kexec()
+    write_core("vm0.elf.zst", image.memory)
+
+Operations that a kernel would refuse raise
+:class:`~inspector.kernel.errno.KernelErrno` and leave the state as the kernel leaves it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from abi.errors import UsageError
+from abi.luo import LuoGeneration
+from inspector.kernel import clients, handover
+from inspector.kernel.clients import KhoTest, ReserveMem
+from inspector.kernel.errno import KernelErrno
+from inspector.kernel.handover import Segments
+from inspector.kernel.kho import Kho
+from inspector.kernel.luo import ConstantFlb, Luo
+from inspector.kernel.machine import CMA_ALIGNMENT, MAX_ORDERS, Machine, MachineSpec
+from inspector.kernel.memfd import Memfd, MemfdHandler
+from inspector.kernel.profile import Finalize, KernelProfile
+from inspector.kernel.profile import profile as find_profile
+from inspector.memory.sparse import SparseMemory
+
+
+class Moment(enum.StrEnum):
+    """When the image is taken."""
+
+    #: The old kernel, at the jump: the segments of the kexec image are not in place.
+    OUTGOING = "outgoing"
+    #: The entry of the new kernel.
+    HANDOFF = "handoff"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Memory at a moment of an update, and where the handover is."""
+
+    memory: SparseMemory
+    segments: Segments
+    moment: Moment
+    kernel: Kernel
+
+    @property
+    def root(self) -> int:
+        """Physical address of the root FDT; 0 if the kexec image carries none."""
+        return self.segments.root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KhoTestSpec:
+    """The self test: pages in all, largest order."""
+
+    pages: int = 64
+    max_order: int = 4
+
+
+class Kernel:
+    """A kernel that runs on a machine.
+
+    ``release`` is the full release string; ``live_updates`` and ``kexecs`` count those
+    before; ``luo`` is None where the release has none. ``test_flbs`` registers the three FLBs
+    of the kernel's self test with every handler.
+    """
+
+    def __init__(
+        self,
+        profile: KernelProfile | str,
+        machine: MachineSpec | Machine,
+        *,
+        release: str | None = None,
+        reserve_mem: Sequence[ReserveMem] = (),
+        kho_test: KhoTestSpec | None = None,
+        test_flbs: bool = False,
+        live_updates: int = 0,
+        kexecs: int = 0,
+    ) -> None:
+        self.profile = find_profile(profile) if isinstance(profile, str) else profile
+        self.release = release or f"{self.profile.release}.0"
+        if isinstance(machine, MachineSpec):
+            machine, reserve_mem = _boot(machine, self.profile, reserve_mem)
+        self.machine = machine
+        self.reserve_mem = tuple(reserve_mem)
+        self.live_updates = live_updates
+        self.kexecs = kexecs
+        self.gone = False
+        self.kho = Kho(machine, self.profile)
+        self.kho_test: KhoTest | None = None
+        self.luo_or_none: Luo | None = None
+        if self.profile.has("kexec-metadata"):
+            clients.preserve_metadata(self.kho, self.release, kexecs + 1)
+        if kho_test is not None:
+            self.kho_test = clients.preserve_kho_test(
+                self.kho,
+                seed=machine.spec.seed,
+                pages=kho_test.pages,
+                max_order=kho_test.max_order,
+            )
+        if self.profile.has("luo"):
+            self._start_luo(test_flbs)
+        clients.preserve_reserve_mem(self.kho, self.reserve_mem)
+
+    def _start_luo(self, test_flbs: bool) -> None:
+        generation = self.profile["luo"]
+        assert isinstance(generation, LuoGeneration)
+        self.luo_or_none = luo = Luo(self.kho, generation, number=self.live_updates + 1)
+        if self.profile.has("memfd"):
+            luo.register(MemfdHandler(self.kho, self.profile["memfd"]))
+        if test_flbs and generation.flb:
+            flbs = tuple(ConstantFlb(i) for i in range(3))
+            luo.flbs += flbs
+            for handler in luo.handlers:
+                handler.flbs = (*handler.flbs, *flbs)
+
+    @property
+    def luo(self) -> Luo:
+        """The orchestrator. Raises EOPNOTSUPP if this kernel has none."""
+        if self.luo_or_none is None:
+            raise KernelErrno("EOPNOTSUPP", f"{self.profile} has no live update orchestrator")
+        return self.luo_or_none
+
+    def memfd(self, name: str = "memfd", *, huge: bool = False) -> Memfd:
+        """A new memory file."""
+        return Memfd(self.machine, name, huge=huge)
+
+    # -- the reboot path -----------------------------------------------------------------
+
+    def finalize(self) -> None:
+        """``kho/out/finalize``: needed before 6.19. Raises EEXIST, and EOPNOTSUPP later."""
+        if self.profile.finalize is not Finalize.DEBUGFS:
+            raise KernelErrno("EOPNOTSUPP", f"{self.profile} is finalized in the reboot path")
+        self.kho.finalize()
+
+    def freeze(self) -> None:
+        """Freeze LUO and complete the root. On failure all is as before, and it raises."""
+        if self.luo_or_none is not None:
+            self.luo_or_none.freeze()
+        if self.profile.finalize is Finalize.REBOOT:
+            try:
+                self.kho.finalize()
+            except KernelErrno as error:
+                if self.luo_or_none is not None:
+                    self.luo_or_none.unfreeze()
+                raise KernelErrno("EAGAIN", f"finalization failed: {error.reason}") from error
+
+    def kexec(
+        self, moment: Moment | str = Moment.HANDOFF, *, command_line: str = "kho=on liveupdate=on"
+    ) -> Image:
+        """Jump to the next kernel; the memory at the moment asked for.
+
+        Raises what freezing raises; the kernel then goes on. After success it is gone.
+        """
+        if self.gone:
+            raise UsageError("this kernel has handed over already")
+        moment = Moment(moment)
+        self.freeze()
+        if self.profile.finalize is Finalize.NONE:
+            self.kho.map.write()
+        segments = handover.place(self.machine, self.kho.root if self.kho.handed_over else 0)
+        if moment is Moment.HANDOFF:
+            handover.fill(self.machine, segments, command_line)
+        else:
+            handover.clear(self.machine, segments)
+        self.gone = True
+        return Image(self.machine.memory, segments, moment, self)
+
+
+def _boot(
+    spec: MachineSpec, profile: KernelProfile, regions: Sequence[ReserveMem]
+) -> tuple[Machine, tuple[ReserveMem, ...]]:
+    """A machine for a kernel that boots cold: regions and scratch laid out."""
+    if spec.page_size not in MAX_ORDERS:
+        raise UsageError(f"pages of {spec.page_size} bytes: no machine with KHO has them")
+    align = CMA_ALIGNMENT[spec.page_size]
+    if profile.since("7.2"):
+        align = spec.page_size << MAX_ORDERS[spec.page_size]
+    machine = Machine(
+        spec, scratch_align=align, reserve=[(r.size, r.align) for r in regions]
+    )
+    placed = tuple(
+        replace(r, start=at) for r, at in zip(regions, machine.reserved, strict=True)
+    )
+    for region in placed:
+        machine.memory.mark_zero(region.start, -(-region.size // spec.page_size) * spec.page_size)
+    return machine, placed

@@ -48,6 +48,7 @@ class MappedMemory(PhysicalMemory):
         self._data_ranges = data_ranges
         self._regions: tuple[Region, ...] | None = None
         self._spans: dict[int, Span] = {}
+        self._views: dict[tuple[int, int], U8Array] = {}
         # The stored piece that was read last: [base, base + room) at offset delta + address.
         # One tuple, so that threads see all of it or nothing.
         self._current = (0, 0, 0)
@@ -132,21 +133,32 @@ class MappedMemory(PhysicalMemory):
         """Read ``size`` bytes at each address into an ``(n, size)`` array."""
         addresses = np.ascontiguousarray(addresses, np.uint64)
         n = len(addresses)
-        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
         if n == 0 or size == 0:
-            return rows
-        low, high = int(addresses.min()), int(addresses.max())
+            return np.empty((n, size), np.uint8) if out is None else out[:n]
+        # Most often all addresses lie in one stored piece: five numpy calls then.
         base, room, delta = self._current
-        if not 0 <= low - base < room:
-            base, room, delta = self._seek(low)
-        if high - base <= room - size:
-            offsets = (addresses + np.uint64(delta & (1 << 64) - 1)).view(np.int64)
+        inside = addresses - np.uint64(base)  # wraps for what lies below
+        high = int(inside.max())
+        if high > room - size:
+            base, room, delta = self._seek(int(addresses.min()))
+            inside = addresses - np.uint64(base)
+            high = int(inside.max())
+        if high <= room - size:
+            begin = base + delta
             if out is None:
-                parts = self._page_parts(offsets, size)
+                parts = self._page_parts(inside.view(np.int64) + begin, size)
                 if parts is not None:
                     return parts
-            self._take(offsets, size, rows)
+            rows = np.empty((n, size), np.uint8) if out is None else out[:n]
+            if size & (size - 1) or int(np.bitwise_or.reduce(inside)) & (size - 1):
+                self._take(inside.view(np.int64) + begin, size, rows)
+            else:
+                number = inside >> np.uint64(size.bit_length() - 1)
+                view = self._rows(begin, room // size, size)
+                # mode: "raise" would buffer the whole output; the indices are in range.
+                np.take(view, number.view(np.int64), axis=0, out=rows, mode="clip")
             return rows
+        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
         table = self._table
         if not len(table):
             rows[:] = 0
@@ -169,6 +181,16 @@ class MappedMemory(PhysicalMemory):
                 if pa + size <= 1 << 64 and table.first_missing(pa, size) is None:
                     rows[row] = np.frombuffer(self._read_pieces(pa, size), np.uint8)
         return rows
+
+    def _rows(self, begin: int, count: int, size: int) -> U8Array:
+        """A piece of the buffer as rows; the views of the last pieces are kept."""
+        view = self._views.get((begin, size))
+        if view is None:
+            view = self._bytes[begin : begin + count * size].reshape(count, size)
+            if len(self._views) >= 256:
+                self._views.clear()
+            self._views[begin, size] = view
+        return view
 
     def _page_parts(self, offsets: I64Array, size: int) -> U8Array | None:
         """The same part of many pages: one strided view, indexed by page; else None."""

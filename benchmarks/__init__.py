@@ -1,0 +1,1 @@
+"""Speed against C baselines, in one run: ``python -m benchmarks``."""

@@ -95,7 +95,18 @@ def decide(
 def by_string(layer: str, string: bytes, override: Generation | None = None) -> Verdict:
     """The verdict that a string alone allows."""
     named = registry.named(layer, string.decode("utf-8", "replace"))
-    return decide(layer, [Candidate(g, reasons=(f"it says {string!r}",)) for g in named], override)
+    return decide(
+        layer,
+        [
+            Candidate(
+                g,
+                int(g.released),
+                (f"it says {_text(string)}", *(("released kernels write it",) * g.released)),
+            )
+            for g in named
+        ],
+        override,
+    )
 
 
 # -- KHO: the root, the map and the page size -----------------------------------------------
@@ -203,7 +214,7 @@ def _page_sizes(
     if given is not None:
         return [given], {given: ["it was given"]}
     if memory.page_size is not None and memory.page_size in PAGE_SIZES:
-        hints.setdefault(cast("int", memory.page_size), []).append("the dump's header says so")
+        hints.setdefault(memory.page_size, []).append("the dump's header says so")
     if memory.machine == "x86_64":
         return [0x1000], {0x1000: ["x86-64 has no other"]}
     for handover in candidate.handovers:

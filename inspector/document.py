@@ -12,6 +12,7 @@ from typing import Any
 from inspector.findings import Finding
 from inspector.image import Image
 from inspector.text import name_text
+from inspector.tree import Node
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
 
@@ -74,6 +75,32 @@ def document(image: Image) -> dict[str, Any]:
         **{key: part(image) for key, part in PARTS.items()},
         "lost": image.lost,
         "findings": [finding(f) for f in image.findings],
+    }
+
+
+def part(image: Image, node: Node, path: str) -> dict[str, Any]:
+    """One object of the tree: its entry, or its facts where it has none."""
+    entry: dict[str, Any] = {
+        "path": path,
+        "address": None if node.address is None else hex(node.address),
+        "size": node.size,
+    }
+    encoders: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
+        (Session, session),
+        (File, file),
+        (Flb, flb),
+    )
+    for kind, encode in encoders:
+        if isinstance(node.object, kind):
+            return {**entry, "object": encode(node.object)}
+    key = path.strip("/").replace("-", "_").lower()
+    whole = document(image)
+    if key in whole:
+        return {**entry, "object": whole[key]}
+    return {
+        **entry,
+        "object": dict(node.facts),
+        "children": [child.name for child in node.children()],
     }
 
 

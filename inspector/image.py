@@ -401,7 +401,9 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
     else:
         image.verdicts["luo"] = verdict
         generation = cast("LuoGeneration", verdict.generation)
-        image.luo = walk_luo(survey, generation, blob.address, cast("bytes", raw))
+        booted = image.moment is Moment.INCOMING
+        image.luo = walk_luo(survey, generation, blob.address, cast("bytes", raw), booted=booted)
+        image.lost += image.luo.lost
     if image.luo is not None:
         files.decode_states(image, overrides)
 

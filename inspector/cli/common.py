@@ -128,3 +128,55 @@ def finish(status: int) -> None:
     """Leave with an exit status."""
     if status:
         raise typer.Exit(status)
+
+
+class Printer:
+    """Lines for a person; ``colour`` if they go to a terminal that wants it."""
+
+    def __init__(self) -> None:
+        import os
+
+        self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.write = sys.stdout.write
+
+    def line(self, text: str) -> None:
+        """Write one line."""
+        self.write(text + "\n")
+
+    def notes(self, image: Image) -> None:
+        """What is lost and how much is wrong, after a tree."""
+        from inspector.findings import Severity
+        from inspector.text import display, plural
+
+        for lost in image.lost:
+            self.line(f"lost: {display(lost)}")
+        for layer, verdict in image.verdicts.items():
+            if verdict.tied:
+                others = ", ".join(g.id for g in verdict.tied)
+                self.line(f"{layer}: {others} would fit as well")
+        wrong = [f for f in image.findings if f.severity >= Severity.WARNING]
+        for finding in wrong[:20]:
+            self.line(
+                f"{finding.severity.name.lower()}: {finding.path or '/'}: "
+                f"{display(finding.message)} [{finding.code}]"
+            )
+        if len(wrong) > 20:
+            self.line(f"... and {plural(len(wrong) - 20, 'more finding')}")
+
+
+def printer() -> Printer:
+    """The printer of this process."""
+    return Printer()
+
+
+def status_of(image: Image) -> int:
+    """Exit status of a verb that only shows: 0, 1 warnings, 4 errors, 16 incomplete."""
+    from inspector.findings import Severity
+
+    status = 16 if image.incomplete else 0
+    worst = max((f.severity for f in image.findings), default=Severity.INFO)
+    if worst is Severity.ERROR:
+        status |= 4
+    elif worst is Severity.WARNING:
+        status |= 1
+    return status

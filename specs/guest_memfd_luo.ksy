@@ -31,11 +31,6 @@ seq:
   - id: folios
     type: kho_vmalloc
     doc: Area of nr_folios `folio_entry`.
-instances:
-  has_mmap:
-    value: flags % 2 == 1
-  is_init_shared:
-    value: flags / 2 % 2 == 1
 types:
   folio_list:
     params:

@@ -356,7 +356,7 @@ types:
         type: u8
       - id: type
         type: u8
-        enum: iommu_type
+        doc: A value of iommu_type.
   hw_base:
     -orig-id: struct iommu_hw_ser
     -generations: *bases
@@ -368,7 +368,7 @@ types:
         doc: Physical address of the unit's registers.
       - id: type
         type: u8
-        enum: iommu_type
+        doc: A value of iommu_type.
   hw_intel:
     -orig-id: struct iommu_intel_ser
     -generations:
@@ -402,7 +402,7 @@ types:
         type: u8
       - id: type
         type: u8
-        enum: iommu_type
+        doc: A value of iommu_type.
       - id: intel
         type: hw_intel
   hw_smmuv3_of_a:
@@ -434,7 +434,7 @@ types:
         type: u8
       - id: type
         type: u8
-        enum: iommu_type
+        doc: A value of iommu_type.
       - id: arch
         size: 88
         type: hw_arch_a
@@ -478,7 +478,7 @@ types:
         type: u8
       - id: type
         type: u8
-        enum: iommu_type
+        doc: A value of iommu_type.
       - id: arch
         size: 88
         type: hw_arch_v4
@@ -673,6 +673,7 @@ types:
         repeat: expr
         repeat-expr: hdr.nr_objects
 enums:
+  # Not applied to the 64-bit `type` members: C++ would cut their values to 32 bits.
   iommu_type:
     0: invalid
     1: intel

@@ -50,21 +50,3 @@ class GuestMemfdLuo(KaitaiStruct):
             for i in range(len(self.folios)):
                 pass
                 self.folios[i]._fetch_instances()
-
-
-
-    @property
-    def has_mmap(self):
-        if hasattr(self, '_m_has_mmap'):
-            return self._m_has_mmap
-
-        self._m_has_mmap = self.flags % 2 == 1
-        return getattr(self, '_m_has_mmap', None)
-
-    @property
-    def is_init_shared(self):
-        if hasattr(self, '_m_is_init_shared'):
-            return self._m_is_init_shared
-
-        self._m_is_init_shared = (self.flags // 2) % 2 == 1
-        return getattr(self, '_m_is_init_shared', None)

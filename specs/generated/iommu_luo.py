@@ -960,7 +960,7 @@ class IommuLuo(KaitaiStruct):
         def _read(self):
             self.hdr = IommuLuo.Hdr(self._io, self, self._root)
             self.token = self._io.read_u8le()
-            self.type = KaitaiStream.resolve_enum(IommuLuo.IommuType, self._io.read_u8le())
+            self.type = self._io.read_u8le()
 
 
         def _fetch_instances(self):
@@ -997,7 +997,7 @@ class IommuLuo(KaitaiStruct):
         def _read(self):
             self.hdr = IommuLuo.Hdr(self._io, self, self._root)
             self.token = self._io.read_u8le()
-            self.type = KaitaiStream.resolve_enum(IommuLuo.IommuType, self._io.read_u8le())
+            self.type = self._io.read_u8le()
             self._raw_arch = self._io.read_bytes(88)
             _io__raw_arch = KaitaiStream(BytesIO(self._raw_arch))
             self.arch = IommuLuo.HwArchA(_io__raw_arch, self, self._root)
@@ -1074,7 +1074,7 @@ class IommuLuo(KaitaiStruct):
         def _read(self):
             self.hdr = IommuLuo.HdrV2(self._io, self, self._root)
             self.token = self._io.read_u8le()
-            self.type = KaitaiStream.resolve_enum(IommuLuo.IommuType, self._io.read_u8le())
+            self.type = self._io.read_u8le()
 
 
         def _fetch_instances(self):
@@ -1092,7 +1092,7 @@ class IommuLuo(KaitaiStruct):
         def _read(self):
             self.hdr = IommuLuo.Hdr(self._io, self, self._root)
             self.token = self._io.read_u8le()
-            self.type = KaitaiStream.resolve_enum(IommuLuo.IommuType, self._io.read_u8le())
+            self.type = self._io.read_u8le()
             self.intel = IommuLuo.HwIntel(self._io, self, self._root)
 
 
@@ -1112,7 +1112,7 @@ class IommuLuo(KaitaiStruct):
         def _read(self):
             self.hdr = IommuLuo.Hdr(self._io, self, self._root)
             self.token = self._io.read_u8le()
-            self.type = KaitaiStream.resolve_enum(IommuLuo.IommuType, self._io.read_u8le())
+            self.type = self._io.read_u8le()
             self._raw_arch = self._io.read_bytes(88)
             _io__raw_arch = KaitaiStream(BytesIO(self._raw_arch))
             self.arch = IommuLuo.HwArchV4(_io__raw_arch, self, self._root)

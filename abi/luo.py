@@ -2,16 +2,32 @@
 
 In the FDT generations (6.19 to 7.1) the KHO blob ``LUO`` is a device tree, in the struct
 generations (7.2 on) ``struct luo_ser``, whose compatible string is padded to a multiple
-of 8 bytes: a longer string moves all that follows.
+of 8 bytes: a longer string moves all that follows. The FDT magic at the start of the blob
+tells which. One development step, ``luo-v2``, has both: a device tree with the address of the
+struct.
+
+Sessions and files are arrays, contiguous at first and lists of blocks (:mod:`abi.block`)
+later; FLB entries always fill one page. The ioctls of the control device
+(:mod:`abi.liveupdate`) come and go with these generations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from abi.liveupdate import (
+    IOCTL_CONSTANTS,
+    IOCTLS,
+    LIVEUPDATE_SESSION_GET_NAME,
+    LIVEUPDATE_SESSION_NAME_LENGTH,
+    liveupdate_session_get_name,
+)
 from abi.registry import Generation, Source
-from abi.schema import Struct, array, chars, phys, s32, u8, u32, u64
+from abi.schema import PAGE_SIZES, Layout, Struct, array, chars, phys, u32, u64
 
+#: The blob.
 LUO_KHO_ENTRY_NAME = "LUO"
 
 #: Names in the FDT generations.
@@ -30,24 +46,19 @@ LUO_SESSION_PGCNT = 16
 LUO_FILE_PGCNT = 2
 LUO_FLB_PGCNT = 1
 
-LIVEUPDATE_SESSION_NAME_LENGTH = 64
 LIVEUPDATE_HNDL_COMPAT_LENGTH = 48
 LIVEUPDATE_FLB_COMPAT_LENGTH = 48
 
+#: Bits of LUO's feature words.
 LUO_FEATURE_NUMBER = 1
 LUO_FEATURE_SESSIONS = 2
 LUO_FEATURE_FLBS = 4
+#: Section of a kernel image, and the "LVUP" it starts with.
+FEATURES_SECTION = ".liveupdate_features"
+LIVEUPDATE_VER_HDR_MAGIC = 0x4C565550
+LIVEUPDATE_VER_HDR_VER = 1
 
-#: The control device.
-LIVEUPDATE_IOCTL_TYPE = 0xBA
-LIVEUPDATE_IOCTL_CREATE_SESSION = 0xBA00
-LIVEUPDATE_IOCTL_RETRIEVE_SESSION = 0xBA01
-LIVEUPDATE_SESSION_PRESERVE_FD = 0xBA40
-LIVEUPDATE_SESSION_RETRIEVE_FD = 0xBA41
-LIVEUPDATE_SESSION_FINISH = 0xBA42
-LIVEUPDATE_SESSION_GET_NAME = 0xBA43
-
-#: What the in-kernel test FLBs carry instead of an address.
+#: What the in-kernel test FLBs carry instead of an address, plus their number.
 LIVEUPDATE_TEST_FLB_MAGIC = 0xFEEDF00DCAFEBEE0
 
 
@@ -55,216 +66,249 @@ LIVEUPDATE_TEST_FLB_MAGIC = 0xFEEDF00DCAFEBEE0
 class LuoGeneration(Generation):
     """A form of LUO's state.
 
-    ``root`` is "fdt" or "struct"; ``sessions`` and ``files`` are "contiguous", "blocks" or
-    "none"; ``string_size`` is the size of the compatible field of ``struct luo_ser``.
+    ``root`` is what the blob is, ``sessions`` and ``files`` how the arrays are stored, ``flb``
+    whether there are FLB entries. ``features`` marks feature words in place of strings,
+    ``string_size`` is the size in bytes of the compatible field of ``struct luo_ser``.
     """
 
-    root: str
-    sessions: str
-    files: str
+    root: Literal["fdt", "struct"]
+    sessions: Literal["contiguous", "blocks", "none"]
+    files: Literal["contiguous", "blocks", "none"]
     flb: bool
     features: bool = False
     string_size: int = 0
 
 
-def _luo_ser(string_size: int) -> Struct:
+def _luo_ser(*head: Any, sessions: str) -> Struct:
     return Struct(
         "luo_ser",
-        "compatible" / chars(string_size),
-        "liveupdate_num" / u64 * "live updates since the last cold boot",
-        "sessions_pa"
-        / phys("struct kho_block_header_ser (entries: struct luo_session_ser)")
-        * "0: no session",
-        "flbs_pa" / phys("struct luo_flb_header_ser"),
-        doc="Root of LUO's state, the KHO blob LUO.",
+        *head,
+        "liveupdate_num" / u64 * "live updates since the last cold boot, this one included",
+        "sessions_pa" / phys(sessions) * "0: no session",
+        "flbs_pa" / phys("struct luo_flb_header_ser") * "0: no FLB",
+        doc="Root of LUO's state.",
     )
 
 
-luo_ser = _luo_ser(8)
-luo_ser_16 = _luo_ser(16)
+def _compatible(size: int) -> Any:
+    return "compatible" / chars(size) * "padded to a multiple of 8 bytes"
 
-luo_file_set_ser = Struct(
-    "luo_file_set_ser",
-    "files" / phys("struct luo_file_ser[], or struct kho_block_header_ser from 7.2"),
-    "count" / u64 * "files in the set",
-    doc="The files of a session; files is 0 if and only if count is.",
-)
 
-luo_session_ser = Struct(
+_BLOCKS = "struct kho_block_header_ser (entries: struct luo_session_ser)"
+_ARRAY = "struct luo_session_header_ser"
+
+#: luo-v2: the FDT carries the string and the address of this.
+luo_ser_v2 = _luo_ser(sessions=_ARRAY)
+luo_ser_v3 = _luo_ser(_compatible(8), sessions=_ARRAY)
+luo_ser = _luo_ser(_compatible(8), sessions=_BLOCKS)
+luo_ser_16 = _luo_ser(_compatible(16), sessions=_BLOCKS)
+luo_ser_24 = _luo_ser(_compatible(24), sessions=_BLOCKS)
+
+
+def _file_set(files: str) -> Struct:
+    return Struct(
+        "luo_file_set_ser",
+        "files" / phys(files) * "0 if and only if count is",
+        "count" / u64 * "files in the set",
+        doc="The files of a session.",
+    )
+
+
+def _session(file_set: Struct) -> Struct:
+    return Struct(
+        "luo_session_ser",
+        "name" / chars(LIVEUPDATE_SESSION_NAME_LENGTH) * "unique, not empty, terminated",
+        "file_set_ser" / file_set,
+        doc="A session.",
+    )
+
+
+luo_file_set_ser_array = _file_set("struct luo_file_ser[]")
+luo_file_set_ser = _file_set("struct kho_block_header_ser (entries: struct luo_file_ser)")
+luo_session_ser_array = _session(luo_file_set_ser_array)
+luo_session_ser = _session(luo_file_set_ser)
+luo_session_ser_v1 = Struct(
     "luo_session_ser",
-    "name" / chars(64) * "unique, not empty, NUL-terminated",
-    "file_set_ser" / luo_file_set_ser,
-    doc="A session.",
+    "name" / chars(LIVEUPDATE_SESSION_NAME_LENGTH) * "terminated",
+    doc="A session without files.",
 )
 
-luo_session_ser_v1 = Struct("luo_session_ser", "name" / chars(64), doc="A session without files.")
 
-luo_session_header_ser = Struct(
-    "luo_session_header_ser",
-    "count" / u64,
-    doc="Head of the contiguous array; its 80-byte entries follow directly.",
-    tail=("ser", luo_session_ser),
-)
+def _session_header(session: Struct) -> Struct:
+    return Struct(
+        "luo_session_header_ser",
+        "count" / u64 * "sessions",
+        doc="Head of the contiguous array of 16 pages.",
+        tail=("ser", session),
+    )
 
-luo_file_ser = Struct(
-    "luo_file_ser",
-    "compatible" / chars(48) * "handler",
-    "data" / phys("root struct of the handler") * "opaque to LUO",
-    "token" / u64 * "unique in the session",
-    doc="A preserved file.",
-)
 
-luo_file_ser_named = Struct(
-    "luo_file_ser",
-    "name" / chars(48) * "handler",
-    "data" / phys("root struct of the handler") * "opaque to LUO",
-    "token" / u64 * "unique in the session",
-    doc="A preserved file.",
-)
+luo_session_header_ser_v1 = _session_header(luo_session_ser_v1)
+luo_session_header_ser = _session_header(luo_session_ser_array)
+
+
+def _file(handler: Any) -> Struct:
+    return Struct(
+        "luo_file_ser",
+        handler,
+        "data" / phys("root struct of the handler") * "opaque to LUO",
+        "token" / u64 * "given by user space, unique in the session",
+        doc="A preserved file.",
+    )
+
+
+luo_file_ser = _file("compatible" / chars(LIVEUPDATE_HNDL_COMPAT_LENGTH) * "handler string")
+luo_file_ser_named = _file("name" / chars(LIVEUPDATE_HNDL_COMPAT_LENGTH) * "handler")
 
 luo_flb_ser = Struct(
     "luo_flb_ser",
-    "name" / chars(48),
-    "data" / u64 * "opaque to LUO; by convention a physical address, but not always",
-    "count" / u64 * "preserved files that depend on it, and kernel users from 7.2",
+    "name" / chars(LIVEUPDATE_FLB_COMPAT_LENGTH),
+    "data" / phys("root struct of the FLB") * "opaque to LUO: test FLBs keep a constant here",
+    "count" / u64 * "preserved files that depend on it, and from 7.2 on kernel users",
     doc="File-lifecycle-bound data.",
 )
 
 luo_flb_header_ser = Struct(
     "luo_flb_header_ser",
-    "pgcnt" / u64 * "pages of the array, 1",
-    "count" / u64,
-    doc="Head of the FLB page; its 64-byte entries follow directly.",
+    "pgcnt" / u64 * "pages of the array: 1",
+    "count" / u64 * "entries",
+    doc="Head of the FLB page.",
     tail=("ser", luo_flb_ser),
 )
 
 luo_feature_hdr = Struct(
     "luo_feature_hdr",
-    "supp" / u64 * "supported",
-    "req" / u64 * "required of the consumer",
-    "active" / u64 * "in use in this image",
+    "supp" / u64 * "what the producer supports",
+    "req" / u64 * "what the consumer must support",
+    "active" / u64 * "what this image uses: the consumer must support it too",
     "reserved" / array(u64, 13),
-    doc="128 bytes at the head of every component.",
+    doc="Feature words of one component; what the bits mean is the component's.",
 )
 
-luo_ser_features = Struct(
-    "luo_ser",
-    "features" / luo_feature_hdr,
-    "liveupdate_num" / u64,
-    "sessions_pa" / phys("struct kho_block_header_ser (entries: struct luo_session_ser)"),
-    "flbs_pa" / phys("struct luo_flb_header_ser"),
-    doc="Root of LUO's state; feature words take the place of the string.",
+luo_ser_features = _luo_ser(
+    "features" / luo_feature_hdr * "bits: 1 number, 2 sessions, 4 FLBs", sessions=_BLOCKS
 )
 
 liveupdate_ver_hdr = Struct(
     "liveupdate_ver_hdr",
-    "magic" / u32 * "LVUP",
-    "version" / u32,
-    doc="Head of the section .liveupdate_features of a kernel image.",
+    "magic" / u32 * "0x4c565550, LVUP",
+    "version" / u32 * "1",
+    doc="Head of the section .liveupdate_features of a kernel image; entries follow.",
 )
 
 liveupdate_feature_entry = Struct(
     "liveupdate_feature_entry",
-    "name" / chars(48),
-    "feat_bytes" / u32,
+    "name" / chars(48) * "component",
+    "feat_bytes" / u32 * "size of its feature words",
     "reserved" / u32,
-    "supp" / u64,
-    "req" / u64,
-    "active" / u64,
-    doc="What one component of that kernel can read and writes.",
+    "supp" / u64 * "supported",
+    "req" / u64 * "required",
+    "active" / u64 * "in use",
+    doc="What one component of that kernel reads and writes.",
 )
 
-_NAMED = ("size" / u32, "fd" / s32, "name" / array(u8, 64))
-liveupdate_ioctl_create_session = Struct(
-    "liveupdate_ioctl_create_session", *_NAMED, packed=False, doc="ioctl 0xba00."
-)
-liveupdate_ioctl_retrieve_session = Struct(
-    "liveupdate_ioctl_retrieve_session", *_NAMED, packed=False, doc="ioctl 0xba01."
-)
-_TOKEN = ("size" / u32, "fd" / s32, "token" / u64)
-liveupdate_session_preserve_fd = Struct(
-    "liveupdate_session_preserve_fd", *_TOKEN, packed=False, doc="ioctl 0xba40."
-)
-liveupdate_session_retrieve_fd = Struct(
-    "liveupdate_session_retrieve_fd", *_TOKEN, packed=False, doc="ioctl 0xba41."
-)
-liveupdate_session_finish = Struct(
-    "liveupdate_session_finish", "size" / u32, "reserved" / u32, packed=False, doc="ioctl 0xba42."
-)
-liveupdate_session_get_name = Struct(
-    "liveupdate_session_get_name",
-    "size" / u32,
-    "reserved" / u32,
-    "name" / array(u8, 64),
-    packed=False,
-    doc="ioctl 0xba43 (7.2 on).",
-)
 
-_IOCTLS = {
-    s.cname: s
-    for s in (
-        liveupdate_ioctl_create_session,
-        liveupdate_ioctl_retrieve_session,
-        liveupdate_session_preserve_fd,
-        liveupdate_session_retrieve_fd,
-        liveupdate_session_finish,
-    )
-}
-_UAPI_CONSTANTS = {
-    "LIVEUPDATE_IOCTL_TYPE": LIVEUPDATE_IOCTL_TYPE,
-    "LIVEUPDATE_SESSION_NAME_LENGTH": LIVEUPDATE_SESSION_NAME_LENGTH,
-    "LIVEUPDATE_HNDL_COMPAT_LENGTH": LIVEUPDATE_HNDL_COMPAT_LENGTH,
-    "LIVEUPDATE_IOCTL_CREATE_SESSION": LIVEUPDATE_IOCTL_CREATE_SESSION,
-    "LIVEUPDATE_IOCTL_RETRIEVE_SESSION": LIVEUPDATE_IOCTL_RETRIEVE_SESSION,
-    "LIVEUPDATE_SESSION_PRESERVE_FD": LIVEUPDATE_SESSION_PRESERVE_FD,
-    "LIVEUPDATE_SESSION_RETRIEVE_FD": LIVEUPDATE_SESSION_RETRIEVE_FD,
-    "LIVEUPDATE_SESSION_FINISH": LIVEUPDATE_SESSION_FINISH,
-}
-_CONTIGUOUS_CONSTANTS = {
+def _by_name(*structs: Struct) -> dict[str, Layout]:
+    return {s.cname: s for s in structs}
+
+
+_FLB = _by_name(luo_flb_header_ser, luo_flb_ser)
+_ARRAYS = _by_name(
+    luo_session_header_ser, luo_session_ser_array, luo_file_set_ser_array, luo_file_ser
+)
+_BLOCK_LISTS = _by_name(luo_session_ser, luo_file_set_ser, luo_file_ser)
+
+Constants = Mapping[str, int | Mapping[int, int]]
+_HANDLER_CONSTANTS: Constants = {"LIVEUPDATE_HNDL_COMPAT_LENGTH": LIVEUPDATE_HNDL_COMPAT_LENGTH}
+_ARRAY_CONSTANTS: Constants = {
     "LUO_SESSION_PGCNT": LUO_SESSION_PGCNT,
-    "LUO_SESSION_MAX(4K)": 819,
+    "LUO_SESSION_MAX": {
+        page: luo_session_header_ser.capacity(LUO_SESSION_PGCNT * page) for page in PAGE_SIZES
+    },
     "LUO_FILE_PGCNT": LUO_FILE_PGCNT,
-    "LUO_FILE_MAX(4K)": 128,
+    "LUO_FILE_MAX": {page: LUO_FILE_PGCNT * page // luo_file_ser.size for page in PAGE_SIZES},
 }
-_FLB_CONSTANTS = {
+_BLOCK_CONSTANTS: Constants = {
+    "sessions_per_block": {page: (page - 16) // luo_session_ser.size for page in PAGE_SIZES},
+    "files_per_block": {page: (page - 16) // luo_file_ser.size for page in PAGE_SIZES},
+}
+_FLB_CONSTANTS: Constants = {
     "LUO_FLB_PGCNT": LUO_FLB_PGCNT,
-    "LUO_FLB_MAX(4K)": 63,
+    "LUO_FLB_MAX": {page: luo_flb_header_ser.capacity(page) for page in PAGE_SIZES},
     "LIVEUPDATE_FLB_COMPAT_LENGTH": LIVEUPDATE_FLB_COMPAT_LENGTH,
 }
-_FDT_LAYOUTS = {
-    "luo_session_header_ser": luo_session_header_ser,
-    "luo_session_ser": luo_session_ser,
-    "luo_file_set_ser": luo_file_set_ser,
-    "luo_file_ser": luo_file_ser,
-    **_IOCTLS,
-}
-_FLB_LAYOUTS = {"luo_flb_header_ser": luo_flb_header_ser, "luo_flb_ser": luo_flb_ser}
-_ARRAYS = {
-    "luo_session_ser": luo_session_ser,
-    "luo_file_set_ser": luo_file_set_ser,
-    "luo_file_ser": luo_file_ser,
-    **_FLB_LAYOUTS,
-}
 
+_V1 = LuoGeneration(
+    layer="luo",
+    id="luo-v1",
+    strings=("luo-v1", "luo-session-v2"),
+    layouts={**_ARRAYS, **IOCTLS},
+    provenance="Linux 6.19.11",
+    kernels=("6.19",),
+    date="2026-02-08",
+    constants={**IOCTL_CONSTANTS, **_HANDLER_CONSTANTS, **_ARRAY_CONSTANTS},
+    census=("linux-6.19",),
+    root="fdt",
+    sessions="contiguous",
+    files="contiguous",
+    flb=False,
+)
+_V3 = LuoGeneration(
+    layer="luo",
+    id="luo-v3",
+    strings=("luo-v3",),
+    layouts={"luo_ser": luo_ser_v3, **_ARRAYS, **_FLB},
+    provenance="LUO series of 2026-05 and 2026-06",
+    source=Source.READ,
+    date="2026-05",
+    constants={**_ARRAY_CONSTANTS, **_FLB_CONSTANTS, "LUO_ABI_COMPAT_LEN": 8},
+    census=("luo-v2-v3-v4-dev",),
+    notes="The blob is the struct, no FDT any more.",
+    root="struct",
+    sessions="contiguous",
+    files="contiguous",
+    flb=True,
+    string_size=8,
+)
+_V4 = replace(
+    _V3,
+    id="luo-v4",
+    strings=("luo-v4",),
+    layouts={
+        "luo_ser": luo_ser,
+        **_by_name(luo_session_ser_array, luo_file_set_ser_array, luo_file_ser),
+        **_FLB,
+    },
+    date="2026-06-03",
+    constants={
+        **_FLB_CONSTANTS,
+        "LUO_FILE_PGCNT": LUO_FILE_PGCNT,
+        "LUO_ABI_COMPAT_LEN": 8,
+    },
+    notes="Sessions are a block list, files still an array.",
+    sessions="blocks",
+)
 _V5 = LuoGeneration(
     layer="luo",
     id="luo-v5",
     strings=("luo-v5",),
     layouts={
         "luo_ser": luo_ser,
-        **_ARRAYS,
-        **_IOCTLS,
-        "liveupdate_session_get_name": liveupdate_session_get_name,
+        **_BLOCK_LISTS,
+        **_FLB,
+        **IOCTLS,
+        **_by_name(liveupdate_session_get_name),
     },
     provenance="Linux 7.2.12, 7.3.4",
     kernels=("7.2", "7.3"),
     date="2026-08",
     constants={
-        **_UAPI_CONSTANTS,
+        **IOCTL_CONSTANTS,
+        **_HANDLER_CONSTANTS,
         **_FLB_CONSTANTS,
+        **_BLOCK_CONSTANTS,
         "LUO_ABI_COMPAT_LEN": 8,
-        "sessions_per_block(4K)": 51,
-        "files_per_block(4K)": 63,
+        "LIVEUPDATE_SESSION_GET_NAME": LIVEUPDATE_SESSION_GET_NAME,
     },
     census=("linux-7.2", "linux-7.3"),
     root="struct",
@@ -274,121 +318,79 @@ _V5 = LuoGeneration(
     string_size=8,
 )
 
-GENERATIONS = (
-    LuoGeneration(
-        layer="luo",
+GENERATIONS: tuple[LuoGeneration, ...] = (
+    replace(
+        _V1,
         id="luo-v1-session-v1",
         strings=("luo-v1", "luo-session-v1"),
-        layouts={
-            "luo_session_header_ser": Struct(
-                "luo_session_header_ser", "count" / u64, tail=("ser", luo_session_ser_v1)
-            ),
-            "luo_session_ser": luo_session_ser_v1,
-        },
+        layouts=_by_name(luo_session_header_ser_v1, luo_session_ser_v1),
         provenance="bisection points between 6.18 and 6.19",
+        kernels=(),
         date="2025-11",
+        constants={"LUO_SESSION_PGCNT": LUO_SESSION_PGCNT},
         census=("luo-v1-session-v1",),
-        root="fdt",
-        sessions="contiguous",
+        notes="Sessions have names but no files yet.",
         files="none",
-        flb=False,
     ),
-    LuoGeneration(
-        layer="luo",
-        id="luo-v1",
-        strings=("luo-v1", "luo-session-v2"),
-        layouts=_FDT_LAYOUTS,
-        provenance="Linux 6.19.11",
-        kernels=("6.19",),
-        date="2026-02",
-        constants={**_UAPI_CONSTANTS, **_CONTIGUOUS_CONSTANTS},
-        census=("linux-6.19",),
-        root="fdt",
-        sessions="contiguous",
-        files="contiguous",
-        flb=False,
-    ),
-    LuoGeneration(
-        layer="luo",
+    _V1,
+    replace(
+        _V1,
         id="luo-v1-flb",
         strings=("luo-v1", "luo-session-v2", "luo-flb-v1"),
-        layouts={**_FDT_LAYOUTS, **_FLB_LAYOUTS},
+        layouts={**_ARRAYS, **_FLB, **IOCTLS},
         provenance="Linux 7.1.13; 7.0 inferred",
         kernels=("7.0", "7.1"),
-        date="2026-04",
-        constants={**_UAPI_CONSTANTS, **_CONTIGUOUS_CONSTANTS, **_FLB_CONSTANTS},
+        date="2026-04-12",
+        constants={**IOCTL_CONSTANTS, **_HANDLER_CONSTANTS, **_ARRAY_CONSTANTS, **_FLB_CONSTANTS},
         census=("linux-7.0", "linux-7.1"),
-        root="fdt",
-        sessions="contiguous",
-        files="contiguous",
         flb=True,
     ),
-    LuoGeneration(
-        layer="luo",
+    replace(
+        _V3,
         id="luo-v2",
         strings=("luo-v2",),
-        layouts={**_FDT_LAYOUTS, **_FLB_LAYOUTS},
-        provenance="LUO series of 2026-05: an FDT with luo-abi-header",
-        source=Source.READ,
-        date="2026-05",
-        census=("luo-v2-v3-v4-dev",),
+        layouts={"luo_ser": luo_ser_v2, **_ARRAYS, **_FLB},
+        provenance="LUO series of 2026-05, first patch",
+        date="2026-05-14",
+        constants={**_ARRAY_CONSTANTS, **_FLB_CONSTANTS},
+        notes="The FDT has one property besides its string: luo-abi-header, the physical "
+        "address of struct luo_ser, which carries no string.",
         root="fdt",
-        sessions="contiguous",
-        files="contiguous",
-        flb=True,
+        string_size=0,
     ),
-    LuoGeneration(
-        layer="luo",
-        id="luo-v3",
-        strings=("luo-v3",),
-        layouts={"luo_ser": luo_ser, "luo_session_header_ser": luo_session_header_ser, **_ARRAYS},
-        provenance="LUO series of 2026-05 and 2026-06: struct, contiguous arrays",
-        source=Source.READ,
-        date="2026-06",
-        root="struct",
-        sessions="contiguous",
-        files="contiguous",
-        flb=True,
-        string_size=8,
+    _V3,
+    replace(
+        _V4,
+        id="luo-v3-kho-block-v1",
+        strings=("luo-v3-kho-block-v1",),
+        layouts={**_V4.layouts, "luo_ser": luo_ser_24},
+        date="2026-05",
+        constants={**_V4.constants, "LUO_ABI_COMPAT_LEN": 24},
+        notes="luo-v4 in its first spelling.",
+        string_size=24,
     ),
-    LuoGeneration(
-        layer="luo",
-        id="luo-v4",
-        strings=("luo-v4",),
-        layouts={"luo_ser": luo_ser, **_ARRAYS},
-        provenance="LUO series of 2026-06: sessions as block list, files contiguous",
-        source=Source.READ,
-        date="2026-06",
-        root="struct",
-        sessions="blocks",
-        files="contiguous",
-        flb=True,
-        string_size=8,
+    replace(
+        _V4,
+        id="luo-v4-kho-block-v1",
+        strings=("luo-v4-kho-block-v1",),
+        layouts={"luo_ser": luo_ser_24, **_BLOCK_LISTS, **_FLB},
+        date="2026-05",
+        constants={**_FLB_CONSTANTS, **_BLOCK_CONSTANTS, "LUO_ABI_COMPAT_LEN": 24},
+        notes="luo-v5 in its first spelling: unlike luo-v4, files are block lists.",
+        files="blocks",
+        string_size=24,
     ),
-    LuoGeneration(
-        layer="luo",
-        id="luo-v4-composite",
-        strings=("luo-v3-block-v1",),
-        layouts={"luo_ser": luo_ser_16, **_ARRAYS},
-        provenance="LUO series of 2026-06: luo-v4 in its first spelling",
-        source=Source.READ,
-        date="2026-06",
-        root="struct",
-        sessions="blocks",
-        files="contiguous",
-        flb=True,
-        string_size=16,
-    ),
+    _V4,
     _V5,
     replace(
         _V5,
         id="luo-v5-block-v1",
         strings=("luo-v5;block-v1",),
-        layouts={"luo_ser": luo_ser_16, **_ARRAYS},
-        provenance="live update development tree, RFC of 2026-06-04",
+        layouts={"luo_ser": luo_ser_16, **_BLOCK_LISTS, **_FLB},
+        provenance="live update development tree, RFC of 2026-06-04 and later",
         kernels=(),
-        date="2026-06",
-        constants={},
+        date="2026-06-04",
+        constants={**_FLB_CONSTANTS, **_BLOCK_CONSTANTS, "LUO_ABI_COMPAT_LEN": 16},
         census=("kho-compat-composite",),
         string_size=16,
     ),
@@ -399,23 +401,26 @@ GENERATIONS = (
         layouts={
             "luo_ser": luo_ser_features,
             "luo_feature_hdr": luo_feature_hdr,
-            **_ARRAYS,
+            **_BLOCK_LISTS,
             "luo_file_ser": luo_file_ser_named,
-            "liveupdate_ver_hdr": liveupdate_ver_hdr,
-            "liveupdate_feature_entry": liveupdate_feature_entry,
+            **_FLB,
+            **_by_name(liveupdate_ver_hdr, liveupdate_feature_entry),
         },
         provenance="live update development tree after 7.2",
         kernels=(),
-        date="2026-07",
+        date="2026-07 or later",
         constants={
             "LUO_FEATURE_NUMBER": LUO_FEATURE_NUMBER,
             "LUO_FEATURE_SESSIONS": LUO_FEATURE_SESSIONS,
             "LUO_FEATURE_FLBS": LUO_FEATURE_FLBS,
-            "LIVEUPDATE_VER_HDR_MAGIC": 0x4C565550,
-            "LIVEUPDATE_VER_HDR_VER": 1,
-            "LIVEUPDATE_HNDL_NAME_LENGTH": 48,
+            "LIVEUPDATE_VER_HDR_MAGIC": LIVEUPDATE_VER_HDR_MAGIC,
+            "LIVEUPDATE_VER_HDR_VER": LIVEUPDATE_VER_HDR_VER,
+            "LIVEUPDATE_HNDL_NAME_LENGTH": LIVEUPDATE_HNDL_COMPAT_LENGTH,
         },
         census=("luo-features-dev",),
+        notes="No string: struct luo_ser starts with feature words, and the handler of a file "
+        "has a name without a version. A kernel image tells its own words in the section "
+        ".liveupdate_features.",
         features=True,
         string_size=0,
     ),

@@ -270,6 +270,10 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self._flat: dict[str, dict[str, str]] = {}
         self._leaves: list[_Leaf] = []
         self._end = 0
+        self._own = {member.name for member in members}
+        for member in members:
+            kind = getattr(member.subcon, "what", None)
+            self._own |= set(kind.widths) if isinstance(kind, Bits) else set()
         for member in members:
             self._add(member.name, member.subcon, member.docs or "")
         if tail is not None and not packed:
@@ -353,7 +357,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
 
     def _flat_names(self, name: str, kind: Struct) -> dict[str, str]:
         """Names of a nested struct's leaves and bits here; a taken one gets a prefix."""
-        taken = {leaf.name for leaf in self._leaves} | {bit.name for bit in self._bits}
+        taken = self._own | {x.name for x in self._leaves} | {x.name for x in self._bits}
         inner = [leaf.name for leaf in kind._leaves] + [bit.name for bit in kind._bits]
         return {n: f"{name}.{n}" if n in taken else n for n in inner}
 

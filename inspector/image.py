@@ -12,23 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from abi import fdt, registry
-from abi.boot import kho_scratch
-from abi.errors import UsageError
+from abi.errors import KhoError
 from abi.kho import KhoGeneration
-from abi.luo import LuoGeneration
 from abi.registry import Generation
-from inspector import detect, memory, recover
+from inspector import memory
 from inspector.detect import KhoVerdict, Verdict
 from inspector.findings import Finding
-from inspector.locate import Candidate, Location, locate, ram_of
-from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region
+from inspector.locate import Candidate, Location
+from inspector.memory.base import PhysicalMemory, Region
 from inspector.survey import Survey
-from inspector.text import c_string
-from inspector.walk import clients, files
 from inspector.walk.clients import Blob, KexecMetadata, KhoTest, ReserveMem
-from inspector.walk.fdt import read_tree
-from inspector.walk.luo import Luo, walk_luo
-from inspector.walk.preserved import PreservedMap, walk_map
+from inspector.walk.luo import Luo
+from inspector.walk.preserved import PreservedMap
 
 
 class Moment(enum.StrEnum):
@@ -147,10 +142,8 @@ class Image:
         self.close()
 
 
-class NoRootError(UsageError):
+class NoRootError(KhoError):
     """The memory holds no KHO root."""
-
-    exit_status = 4
 
 
 def open(
@@ -167,6 +160,8 @@ def open(
     ``overrides`` forces generations (``["memfd=memfd-v2"]``), ``root`` the address of the
     root FDT, ``page_size`` the producer's. Raises UnreadableError, NoRootError, UsageError.
     """
+    from inspector.decode import decode
+
     chosen = (
         dict(overrides)
         if isinstance(overrides, Mapping)
@@ -181,318 +176,3 @@ def open(
         if opened is not source:
             opened.close()
         raise
-
-
-def decode(
-    opened: PhysicalMemory,
-    *,
-    overrides: Mapping[str, Generation] | None = None,
-    root: int | None = None,
-    page_size: int | None = None,
-) -> Image:
-    """Decode what ``opened`` holds: see :func:`open`."""
-    overrides = overrides or {}
-    location = locate(opened, root)
-    if not location.candidates:
-        raise NoRootError(
-            "no KHO root in this image (a page table in it can be decoded with"
-            " 'kho pagetable --root PA --table FORMAT --levels N')"
-        )
-    roots = [_read_root(opened, c, overrides, page_size) for c in location.candidates[:8]]
-    usable = [r for r in roots if r is not None]
-    if not usable:
-        raise NoRootError("the pages of the KHO root are not in this image")
-    best = _best(opened, usable)
-    location.candidates.sort(key=lambda c: c.address != best.address)
-    survey = Survey(opened, best.verdict.page_size)
-    image = Image(opened, location, best, survey)
-    image.verdicts["kho"] = best.verdict.verdict
-    survey.claim("root", "/", best.address, survey.page_size)
-    _note_anomalies(image)
-    _map(image)
-    _scratch(image)
-    _clients(image, overrides)
-    _moment(image)
-    _luo(image, overrides)
-    image.ram = ram_of(opened, location)
-    return image
-
-
-def _read_root(
-    opened: PhysicalMemory,
-    candidate: Candidate,
-    overrides: Mapping[str, Generation],
-    page_size: int | None,
-) -> Root | None:
-    try:
-        tree = read_tree(opened, candidate.address)
-    except (MemoryFault, fdt.FdtError):
-        return None
-    verdict = detect.detect_kho(
-        opened, tree.root, candidate, override=overrides.get("kho"), page_size=page_size
-    )
-    return Root(
-        candidate.address, candidate.compatible, candidate, tree, verdict, verdict.map_address
-    )
-
-
-def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
-    """The root a user means: see :func:`_promise`."""
-    if len(roots) == 1 or roots[0].candidate.score >= 1000:
-        return roots[0]
-    return max(roots, key=lambda r: (_promise(opened, r), r.candidate.score))
-
-
-def _promise(opened: PhysicalMemory, root: Root) -> int:
-    """How much a root offers: sessions first, an intact map next, a hand-over record last."""
-    promise = 2 if root.candidate.handovers else 0
-    trial = root.verdict.trial
-    if trial is not None and trial.candidate.fits:
-        promise += 3
-    node = root.tree.root.child(b"LUO")
-    value = node.get(b"preserved-data") or node.get(b"fdt") if node is not None else None
-    if value is not None and len(value) == 8:
-        try:
-            blob = opened.read(fdt.native_u64(value), 512)
-        except MemoryFault:
-            return promise
-        verdict = detect.detect_luo(blob, None, root.verdict.page_size)
-        generation = cast("LuoGeneration | None", verdict.generation)
-        if generation is not None and generation.root == "struct":
-            layout = generation.layouts["luo_ser"]
-            values = cast("Any", layout).unpack(blob)
-            promise += 4 if values["sessions_pa"] else 0
-        elif blob[:4] == fdt.MAGIC_BYTES:
-            promise += 4
-    return promise
-
-
-def _note_anomalies(image: Image) -> None:
-    findings, root = image.survey.findings, image.root
-    if root.generation is None:
-        names = ", ".join(n.decode("utf-8", "backslashreplace") for n in root.compatible)
-        findings.error(
-            "KHO-ROOT-001",
-            f"root says {names!r}, which no known kernel writes: only what no generation"
-            " changes is decoded",
-            path="/",
-            address=root.address,
-        )
-    if root.tree.header.totalsize > image.page_size:
-        findings.error(
-            "KHO-ROOT-002", f"root FDT has {root.tree.header.totalsize} bytes, more than a page",
-            path="/", address=root.address,
-        )  # fmt: skip
-    if root.generation is not None and root.map_address is None:
-        findings.error(
-            "KHO-ROOT-003", f"root has no usable {root.generation.map_property}",
-            path="/", address=root.address,
-        )  # fmt: skip
-
-
-# -- the map and scratch ----------------------------------------------------------------------
-
-
-def _map(image: Image) -> None:
-    root, trial = image.root, image.root.verdict.trial
-    generation = root.generation
-    if generation is None or trial is None or root.map_address is None:
-        image.map_state = MapState.ABSENT
-        return
-    lost = trial.anchors and trial.anchored * 2 < trial.anchors
-    damaged = bool(trial.candidate.violations)
-    if lost and root.map_address:
-        image.map_state = MapState.LOST
-        nodes = trial.preserved.problems or {"nodes": 0}
-        image.lost.append(
-            f"the preserved-memory map ({trial.anchors - trial.anchored} of {trial.anchors}"
-            " blobs are not in it any more)"
-        )
-        image.survey.findings.warning(
-            "KHO-MAP-010",
-            "the map is lost: " + ("; ".join(trial.candidate.violations[:4]) or str(nodes)),
-            path="/preserved",
-            address=root.map_address,
-        )
-        return
-    image.preserved = walk_map(image.survey, generation, root.map_address)
-    image.map_state = MapState.DAMAGED if damaged else MapState.INTACT
-
-
-def _scratch(image: Image) -> None:
-    handover = image.root.candidate.handover
-    if handover is None:
-        image.scratch_note = "no hand-over record in the image"
-        return
-    count = min(handover.scratch_size // kho_scratch.size, 4096)
-    size = count * kho_scratch.size
-    data = image.survey.read(handover.scratch_address, size, "/scratch") if count else b""
-    if data is None:
-        image.scratch_note = "the page of the array is not in the image"
-        return
-    if count and not data.strip(b"\0"):
-        image.scratch_note = "not copied yet"
-        return
-    image.survey.place_many(kho_scratch, handover.scratch_address, count, "/scratch")
-    image.survey.claim("scratch-array", "/scratch", handover.scratch_address, max(size, 1))
-    image.scratch = [
-        Scratch(v["addr"], v["size"])
-        for i in range(count)
-        for v in [kho_scratch.unpack(data, i * kho_scratch.size)]
-    ]
-
-
-# -- clients ------------------------------------------------------------------------------------
-
-
-def _clients(image: Image, overrides: Mapping[str, Generation]) -> None:
-    survey = image.survey
-    image.blobs = clients.walk_blobs(survey, image.root.generation, image.root.tree.root)
-    for blob in image.blobs:
-        if blob.name == b"memblock":
-            data = clients.read_client(survey, blob)
-            if data is not None:
-                image.reserve_mem = clients.walk_reserve_mem(survey, blob, data)
-                image.verdicts["memblock"] = detect.by_string("memblock", b"memblock-v1")
-        elif blob.name == b"kexec-metadata":
-            data = clients.read_client(survey, blob)
-            if data is not None:
-                image.kexec_metadata = clients.walk_metadata(survey, blob, data)
-        elif blob.name == b"kho_test":
-            data = clients.read_client(survey, blob)
-            if data is not None:
-                image.kho_test = clients.walk_kho_test(survey, blob, data)
-        elif blob.name != b"LUO":
-            survey.findings.info(
-                "KHO-ROOT-008", f"nothing is known of the blob {blob.name!r}", path=blob.path
-            )
-    plain = image.kho_test is not None and image.kho_test.vmalloc is None
-    described = image.kho_test is not None and image.kho_test.vmalloc is not None
-    has_luo = any(b.name == b"LUO" for b in image.blobs)
-    if plain or described or has_luo:
-        reason = (
-            "kho_test has the plain array of 6.16 and 6.17"
-            if plain
-            else "there is a LUO blob or a vmalloc array: 6.18 or later"
-        )
-        wanted = "kho-v1-bitmap512" if plain else "kho-v1-bitmap-page"
-        image.root.verdict = detect.prefer(
-            image.root.verdict, reason, lambda g: g.id == wanted or "kho-v1" not in g.strings
-        )
-        image.verdicts["kho"] = image.root.verdict.verdict
-
-
-# -- LUO ------------------------------------------------------------------------------------------
-
-
-def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
-    blob = next((b for b in image.blobs if b.name == b"LUO"), None)
-    if blob is None:
-        return
-    survey = image.survey
-    raw = clients.read_client(survey, blob)
-    verdict = (
-        detect.detect_luo(raw, image.root.generation, image.page_size, overrides.get("luo"))
-        if raw is not None
-        else Verdict("luo", None, how="unknown")
-    )
-    if verdict.generation is None:
-        verdict = _recover_luo(image, blob, raw, verdict)
-    else:
-        image.verdicts["luo"] = verdict
-        generation = cast("LuoGeneration", verdict.generation)
-        booted = image.moment is Moment.INCOMING
-        image.luo = walk_luo(survey, generation, blob.address, cast("bytes", raw), booted=booted)
-        image.lost += image.luo.lost
-    if image.luo is not None:
-        files.decode_states(image, overrides)
-
-
-def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) -> Verdict:
-    """The blob is unreadable: an unknown generation, or its page was reused after boot."""
-    survey = image.survey
-    start = c_string(raw[:32]) if raw else b""
-    if raw is not None and start.startswith(b"luo-v"):
-        survey.findings.error(
-            "KHO-LUO-012",
-            f"LUO says {start!r}, which no known kernel writes: the next kernel panics",
-            path="/LUO", address=blob.address, data=raw[:32],
-        )  # fmt: skip
-        return verdict
-    found = recover.sessions_by_scan(image, blob)
-    if found is None:
-        survey.findings.warning(
-            "KHO-LUO-013",
-            "the LUO blob is no LUO structure and no session was found by scanning",
-            path="/LUO", address=blob.address, data=raw[:32] if raw else b"",
-        )  # fmt: skip
-        image.lost.append("the LUO structure at the root of all sessions")
-        return verdict
-    image.luo = found
-    verdict = Verdict("luo", found.generation, how="evidence")
-    image.verdicts["luo"] = verdict
-    image.lost.append(
-        "struct luo_ser (its page was reused after boot): sessions and FLBs were found by"
-        " scanning, the live update number is gone"
-    )
-    return verdict
-
-
-# -- the moment ---------------------------------------------------------------------------------
-
-
-def _moment(image: Image) -> None:
-    why = image.moment_reasons
-    handover = image.root.candidate.handover
-    if image.map_state is MapState.LOST or (
-        image.map_state is MapState.DAMAGED and handover is not None and image.scratch is not None
-    ):
-        image.moment = Moment.INCOMING
-        why.append("nodes of the preserved-memory map have been reused: the next kernel runs")
-    elif handover is not None and image.scratch is not None:
-        image.moment = Moment.HANDED_OVER
-        why.append(f"{handover.how} and the scratch array are in their final place")
-        why.append("the map is whole: the next kernel has not reused its nodes")
-    elif handover is not None and image.scratch_note == "not copied yet":
-        image.moment = Moment.OUTGOING
-        why.append("the hand-over record is there but the scratch array is not copied yet")
-    elif _uncopied_destination(image):
-        image.moment = Moment.OUTGOING
-        image.scratch_note = "not copied yet"
-        why.append("nothing points to the root, and pages that wait for segments are still zero")
-    elif image.location.boot_params or image.location.device_trees:
-        image.moment = Moment.OUTGOING
-        why.append("no hand-over record points to this root")
-    else:
-        image.moment = Moment.HANDED_OVER
-        why.append("the map is whole, but the image holds no hand-over record: it may as well"
-                   " be the outgoing side")  # fmt: skip
-
-
-def _uncopied_destination(image: Image) -> bool:
-    """Whether a page is present and zero that is neither preserved nor part of the map.
-
-    In an image cut down to what KHO uses such a page can only be the destination of a
-    segment (scratch array, boot_params) that has not been copied yet. An image of all of
-    memory tells nothing this way, nor needs it: there the absence of a record is enough.
-    """
-    import numpy as np
-
-    if image.preserved is None:
-        return False
-    page = image.page_size
-    known = {int(pa) - int(pa) % page for pa in image.preserved.nodes.tolist()}
-    seen = 0
-    for start, view in image.memory.extents():
-        seen += len(view)
-        if seen > 1 << 30:
-            return True
-        first = start - start % page
-        pages = np.arange(first, start + len(view), page, dtype=np.uint64)
-        covered = image.preserved.covers(pages, page)
-        for pa in pages[~covered].tolist():
-            if pa in known or image.memory.state(pa, page) is not PageState.PRESENT:
-                continue
-            if not any(image.memory.read(pa, page)):
-                return True
-    return False

@@ -70,11 +70,12 @@ def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) ->
         return at
     nodes, mask = survey.nodes, survey.page_size - 1
     start, end, words = span.start, span.end, span.words
+    low = start or 1
     while at:
         room = min(_STRIDE, limit - len(pages), survey.max_nodes - len(nodes))
         first, fresh = at, []
         for _ in range(room):
-            if at & mask or at < start or at >= end:
+            if at & mask or at < low or at >= end:
                 break
             fresh.append(at)
             at = words[at - start >> 3]

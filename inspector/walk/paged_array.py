@@ -1,7 +1,8 @@
 """Arrays of objects in linked pages: {next, count}, then objects without gaps.
 
-The objects of all pages become one structured numpy array: pages are gathered a batch at a
-time, and the bodies of full pages copied as they are. Objects as Python values are the caller's, made for what is shown.
+The objects of all pages become one structured numpy array: the bodies of all pages are
+gathered at once, and only the last one is cut. Objects as Python values are the caller's,
+made for what is shown.
 
 Two ways of counting are on record. Per page: each header says how many slots of its page
 are used. Global: the root says how many there are, object i lies in page i / capacity.

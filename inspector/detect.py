@@ -371,7 +371,7 @@ def _detect_luo_fdt(blob: bytes, known: tuple[LuoGeneration, ...]) -> Verdict:
         reasons, violations = [f"the blob says {', '.join(sorted(names))}"], []
         if session_names and not session_names & set(generation.strings):
             violations.append(f"its session node is {', '.join(sorted(session_names))}")
-        if generation.flb != has_flb:
+        if generation.flb != has_flb and "luo_ser" not in generation.layouts:
             violations.append("luo-flb node " + ("present" if has_flb else "missing"))
         candidates.append(Candidate(generation, 0, tuple(reasons), tuple(violations)))
     return decide("luo", candidates)

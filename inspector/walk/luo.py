@@ -119,6 +119,9 @@ def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
         )
         found.lost.append(f"LUO device tree: {error}")
         return
+    if "luo_ser" in found.generation.layouts:
+        _struct_behind_fdt(survey, found, tree.root)
+        return
     found.number = _native(survey, tree.root, luo.LUO_FDT_LIVEUPDATE_NUM, "/LUO")
     session = tree.root.child(luo.LUO_FDT_SESSION_NODE_NAME)
     if session is not None:
@@ -128,6 +131,27 @@ def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
     flb = tree.root.child(luo.LUO_FDT_FLB_NODE_NAME)
     if flb is not None:
         found.flbs_address = _native(survey, flb, luo.LUO_FDT_FLB_HEADER, "/LUO/flbs") or 0
+
+
+def _struct_behind_fdt(survey: Survey, found: Luo, root: fdt.Node) -> None:
+    """luo-v2: the tree has nothing but its string and the address of ``struct luo_ser``."""
+    address = _native(survey, root, luo.LUO_FDT_ABI_HEADER, "/LUO")
+    luo_ser = resolve(found.generation.layouts["luo_ser"], survey.page_size)
+    if not address or not survey.pointer(address, "/LUO", "luo_ser", align=8):
+        found.lost.append("struct luo_ser")
+        return
+    values = survey.unpack(luo_ser, address, "/LUO")
+    if values is None:
+        found.lost.append("struct luo_ser")
+        return
+    survey.claim("struct", "/LUO", address, luo_ser.size)
+    _take_root(found, values)
+
+
+def _take_root(found: Luo, values: dict[str, int]) -> None:
+    found.number = values["liveupdate_num"]
+    found.sessions_address = values["sessions_pa"]
+    found.flbs_address = values["flbs_pa"]
 
 
 def _native(survey: Survey, node: fdt.Node, name: bytes, path: str) -> int | None:
@@ -154,10 +178,7 @@ def _struct_root(survey: Survey, found: Luo, blob: bytes) -> None:
         found.lost.append("LUO blob too short")
         return
     survey.place(luo_ser, found.address, "/LUO")
-    values = luo_ser.unpack(blob)
-    found.number = values["liveupdate_num"]
-    found.sessions_address = values["sessions_pa"]
-    found.flbs_address = values["flbs_pa"]
+    _take_root(found, luo_ser.unpack(blob))
 
 
 # -- sessions and files ------------------------------------------------------------------

@@ -114,7 +114,9 @@ types:
       - id: check
         size: 0
         valid:
-          expr: num_address_cells >= 1 and num_address_cells <= 2 and num_size_cells >= 1 and num_size_cells <= 2
+          expr: >-
+            num_address_cells >= 1 and num_address_cells <= 2
+            and num_size_cells >= 1 and num_size_cells <= 2
         doc: Refuses other numbers of cells; holds no bytes.
       - id: address_cells
         type: u4be
@@ -126,6 +128,10 @@ types:
         repeat-expr: num_size_cells
     instances:
       address:
-        value: '(num_address_cells == 1 ? address_cells[0] : (address_cells[0] * 0x100000000 + address_cells[1])).as<u8>'
+        value: >-
+          (num_address_cells == 1 ? address_cells[0]
+          : (address_cells[0] * 0x100000000 + address_cells[1])).as<u8>
       size:
-        value: '(num_size_cells == 1 ? size_cells[0] : (size_cells[0] * 0x100000000 + size_cells[1])).as<u8>'
+        value: >-
+          (num_size_cells == 1 ? size_cells[0]
+          : (size_cells[0] * 0x100000000 + size_cells[1])).as<u8>

@@ -245,7 +245,7 @@ def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> No
         addresses, prefixes = _first_visits(collector, addresses, prefixes, seen)
         if len(addresses) == 0:
             return
-        seen = np.union1d(seen, addresses)
+        seen = np.sort(np.concatenate((seen, addresses)))
         if len(seen) > survey.max_nodes:
             collector.problem("KHO-LST-003", "more map nodes than any machine has", root)
             return
@@ -265,13 +265,22 @@ def _first_visits(
     collector: _Collector, addresses: U64Array, prefixes: U64Array, seen: U64Array
 ) -> tuple[U64Array, U64Array]:
     """Drop nodes met before: the kernel never shares them, and a hostile map would."""
-    _, first = np.unique(addresses, return_index=True)
-    fresh = np.zeros(len(addresses), np.bool_)
-    fresh[first] = True
-    fresh &= ~np.isin(addresses, seen)
+    rank = np.argsort(addresses, kind="stable")
+    ascending = addresses[rank]
+    fresh = np.ones(len(addresses), np.bool_)
+    fresh[rank[1:][ascending[1:] == ascending[:-1]]] = False
+    fresh &= ~_among(addresses, seen)
     for pa in addresses[~fresh][:64]:
         collector.problem("KHO-MAP-002", f"map node {int(pa):#x} is reached twice", int(pa))
     return addresses[fresh], prefixes[fresh]
+
+
+def _among(values: U64Array, ascending: U64Array) -> npt.NDArray[np.bool_]:
+    """Which values occur in a sorted column."""
+    if len(ascending) == 0:
+        return np.zeros(len(values), np.bool_)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return np.asarray(ascending[at] == values)
 
 
 def _children(
@@ -437,7 +446,7 @@ def _walk_chunks(collector: _Collector, kind: MapKind, root: int) -> None:
             )
         good = collector.usable(bitmaps, size, size) & ~misplaced
         bitmaps, spans = _first_visits(collector, bitmaps[good], spans[good], seen)
-        seen = np.union1d(seen, bitmaps)
+        seen = np.sort(np.concatenate((seen, bitmaps)))
         collector.add_nodes(bitmaps, size)
         _bitmaps(collector, bitmaps, spans, order, size)
         if collector.hopeless:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import Any
 
@@ -192,7 +193,5 @@ def test_noise(data: st.DataObject) -> None:
         else data.draw(counts)
         for p in target.params
     ]
-    try:
+    with contextlib.suppress(PARSE_ERRORS):
         torture.objects(parse(target.parser, buffer, *params))
-    except PARSE_ERRORS:
-        pass

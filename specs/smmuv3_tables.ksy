@@ -19,7 +19,7 @@ doc: |
   most 32 bits at once; the instance without suffix is the address.
 
   The top-level type is one stream table entry.
-doc-ref: Arm System Memory Management Unit Architecture Specification, version 3 (IHI 0070), chapter 5
+doc-ref: Arm System MMU Architecture Specification, version 3 (IHI 0070), chapter 5
 seq:
   - id: entry
     type: ste

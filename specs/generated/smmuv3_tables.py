@@ -22,7 +22,7 @@ class Smmuv3Tables(KaitaiStruct):
     The top-level type is one stream table entry.
 
     .. seealso::
-       Arm System Memory Management Unit Architecture Specification, version 3 (IHI 0070), chapter 5
+       Arm System MMU Architecture Specification, version 3 (IHI 0070), chapter 5
     """
 
     class CdFormat(IntEnum):

@@ -1,0 +1,39 @@
+"""Counted arrays that lie behind their header in one block of pages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from abi.schema import Struct
+from inspector.memory.base import PageState, U8Array, U64Array
+from inspector.survey import Survey
+
+#: No more pages than this are looked at behind one header.
+MAX_PAGES = 4096
+
+
+def counted_rows(
+    survey: Survey, start: int, count: int, entry: Struct, path: str
+) -> tuple[U8Array, U64Array]:
+    """The bytes of ``count`` entries from ``start`` on, and their addresses.
+
+    Fewer if the image lacks a page (recorded as a hole) or the count is absurd: the array
+    ends at the first missing page, and at MAX_PAGES.
+    """
+    page = survey.page_size
+    room = MAX_PAGES * page - start % page
+    size = min(count * entry.size, room)
+    first = start - start % page
+    pages = first + np.arange(-(-(start + size - first) // page), dtype=np.uint64) * np.uint64(page)
+    states = survey.memory.states(pages, page)
+    gap = np.flatnonzero(states != PageState.PRESENT)
+    if len(gap):
+        at = int(gap[0])
+        survey.hole(int(pages[at]), path, PageState(int(states[at])))
+        size = max(min(size, int(pages[at]) - start), 0)
+    held = min(count, size // entry.size)
+    addresses = np.uint64(start) + np.arange(held, dtype=np.uint64) * np.uint64(entry.size)
+    rows = survey.memory.gather(addresses, entry.size)
+    if held:
+        survey.place(entry, addresses, path)
+    return rows, addresses

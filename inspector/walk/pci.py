@@ -1,0 +1,157 @@
+"""The PCI devices that take part in a live update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from abi.pci import FLB_VERSIONS, ArrayForm, PciGeneration
+from inspector.memory.base import U8Array, U64Array
+from inspector.survey import Survey
+from inspector.walk.chain import block_entries
+from inspector.walk.contiguous import counted_rows
+from inspector.walk.iommu import device_name
+
+#: Slots that are made into objects: every function of a PCI segment.
+MAX_SLOTS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PciDevice:
+    """One slot. ``refcount`` is None where not kept; ``free`` if no device is in it."""
+
+    path: str
+    address: int
+    domain: int
+    bdf: int
+    refcount: int | None
+    free: bool
+    values: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """``0000:00:03.0``."""
+        return device_name(self.domain, self.bdf)
+
+
+@dataclass(slots=True)
+class PciState:
+    """The FLB: ``nr_devices`` as counted, ``maximum`` as stated, all slots that were found."""
+
+    path: str
+    generation: PciGeneration
+    address: int
+    version: int | None
+    nr_devices: int
+    maximum: int | None
+    slots: list[PciDevice]
+    complete: bool
+
+    @property
+    def devices(self) -> list[PciDevice]:
+        """The slots that are in use."""
+        return [d for d in self.slots if not d.free]
+
+
+def walk_pci(survey: Survey, generation: PciGeneration, address: int, path: str) -> PciState | None:
+    """The PCI state at ``address``; None if its root cannot be read.
+
+    Findings: ``KHO-PCI-001`` unknown version, ``-002`` more devices counted than slots,
+    ``-003`` a device twice, ``-004`` slots in use differ from the count, ``-005`` absurdly
+    many slots.
+    """
+    root = generation.root
+    if not address or not survey.pointer(address, path, root.cname, align=8):
+        return None
+    values = survey.unpack(root, address, path)
+    if values is None:
+        return None
+    count = values[generation.count]
+    maximum = values[generation.maximum] if generation.maximum else None
+    version = values.get("version")
+    if version is not None and version not in FLB_VERSIONS:
+        survey.findings.error(
+            "KHO-PCI-001", f"PCI state has unknown version {version}", path=path, address=address
+        )
+    rows, addresses, complete = _slots(survey, generation, address, values, path)
+    if len(rows) > MAX_SLOTS:
+        survey.findings.error(
+            "KHO-PCI-005", f"{len(rows)} slots: only {MAX_SLOTS} are decoded", path=path
+        )
+        rows, addresses, complete = rows[:MAX_SLOTS], addresses[:MAX_SLOTS], False
+    state = PciState(path, generation, address, version, count, maximum, [], complete)
+    state.slots = _devices(generation, rows, addresses, count, f"{path}/devices")
+    _check(survey, state)
+    return state
+
+
+def _slots(
+    survey: Survey, generation: PciGeneration, address: int, values: dict[str, Any], path: str
+) -> tuple[U8Array, U64Array, bool]:
+    root, entry = generation.root, generation.device
+    if generation.form is ArrayForm.BLOCKS:
+        survey.claim("struct", path, address, root.size)
+        own = f"{path}/devices"
+        if not values["devices"]:
+            return np.empty((0, entry.size), np.uint8), np.empty(0, np.uint64), True
+        entries = block_entries(survey, values["devices"], entry, own, "PCI device block")
+        survey.claim("block", own, entries.pages, survey.page_size)
+        return entries.data, entries.addresses, entries.complete
+    slots = values[generation.maximum or generation.count]
+    rows, addresses = counted_rows(survey, address + root.size, slots, entry, path)
+    survey.claim("struct", path, address, root.size + len(rows) * entry.size)
+    return rows, addresses, len(rows) == slots
+
+
+def _devices(
+    generation: PciGeneration, rows: U8Array, addresses: U64Array, count: int, path: str
+) -> list[PciDevice]:
+    entry = generation.device
+    found = [entry.unpack(row.tobytes()) for row in rows]
+    # Some revisions keep nothing in refcount: then the count alone says what is in use.
+    counted = generation.has_refcount and any(v["refcount"] for v in found)
+    devices = []
+    for i, (at, values) in enumerate(zip(addresses.tolist(), found, strict=True)):
+        where = values.get("path", 0)
+        refcount = values.get("refcount")
+        devices.append(
+            PciDevice(
+                f"{path}/{i}",
+                at,
+                values.get("domain", where >> 16),
+                values.get("bdf", where & 0xFFFF),
+                refcount,
+                not refcount if counted else i >= count,
+                values,
+            )
+        )
+    return devices
+
+
+def _check(survey: Survey, state: PciState) -> None:
+    findings = survey.findings
+    if state.maximum is not None and state.nr_devices > state.maximum:
+        findings.error(
+            "KHO-PCI-002",
+            f"{state.nr_devices} devices counted, there are {state.maximum} slots",
+            path=state.path,
+            address=state.address,
+        )
+    seen: set[tuple[int, int]] = set()
+    for device in state.devices:
+        key = device.domain, device.bdf
+        if key in seen:
+            findings.error(
+                "KHO-PCI-003", f"{device.name} twice", path=device.path, address=device.address
+            )
+        seen.add(key)
+    if state.complete and len(state.devices) != state.nr_devices:
+        report = findings.warning if state.maximum is not None else findings.error
+        report(
+            "KHO-PCI-004",
+            f"{state.nr_devices} devices counted, {len(state.devices)} slots are in use",
+            path=state.path,
+            address=state.address,
+        )

@@ -24,7 +24,9 @@ doc: |
   | root string | sessions | files of a session |
   |-------------|----------|--------------------|
   | luo-v1 (tree) | session_array | file_array |
+  | luo-v2 (tree and `ser_v2`) | session_array | file_array |
   | luo-v3 | session_array | file_array |
+  | luo-v3-kho-block-v1 | session_block list | file_array |
   | luo-v4 | session_block list | file_array |
   | luo-v5 | session_block list | file_block list |
   | luo-v5;block-v1 | session_block list | file_block list |
@@ -46,7 +48,7 @@ types:
     params:
       - id: len_compatible
         type: u4
-        doc: 8, or 16 for `luo-v5;block-v1`.
+        doc: 8; 16 for `luo-v5;block-v1`; 24 for `luo-v3-kho-block-v1`.
     seq:
       - id: compatible
         type: strz
@@ -58,6 +60,7 @@ types:
             - '"luo-v4"'
             - '"luo-v5"'
             - '"luo-v5;block-v1"'
+            - '"luo-v3-kho-block-v1"'
       - id: liveupdate_num
         type: u8
         doc: Number of live updates so far, this one included.
@@ -67,6 +70,17 @@ types:
       - id: flbs_pa
         type: u8
         doc: Physical address of the `flb_page`, 0 = none.
+  ser_v2:
+    doc: |
+      What `luo-abi-header` of the tree of `luo-v2` points to: `ser` without its
+      string, which is in the tree.
+    seq:
+      - id: liveupdate_num
+        type: u8
+      - id: sessions_pa
+        type: u8
+      - id: flbs_pa
+        type: u8
   feature_hdr:
     -orig-id: struct luo_feature_hdr
     -generations: &features

@@ -238,6 +238,8 @@ class ImageReader:
         if tree is None:
             return None
         compatible = self.value(tree, b"compatible", KhoFdtProps.LuoCompatible)
+        if compatible == "luo-v2":
+            return self._luo_v2(self.value(tree, b"luo-abi-header") or 0)
         state = LuoState(pa, compatible or "", self.value(tree, b"liveupdate-number") or 0)
         sessions, flbs = tree.child(b"luo-session"), tree.child(b"luo-flb")
         if sessions:
@@ -252,6 +254,15 @@ class ImageReader:
             state.flbs = list(self.flbs(state.flbs_pa))
         return state
 
+    def _luo_v2(self, pa: int) -> LuoState | None:
+        ser = self.follower.struct("luo_ser", pa, 24, Luo.SerV2)
+        if ser is None:
+            return None
+        state = LuoState(pa, "luo-v2", ser.liveupdate_num, ser.sessions_pa, ser.flbs_pa)
+        state.sessions = list(self.session_array(ser.sessions_pa))
+        state.flbs = list(self.flbs(ser.flbs_pa))
+        return state
+
     def _luo_struct(self, pa: int, size: int) -> LuoState | None:
         width = size - 24 if size > 32 else 8
         ser = self.follower.struct("luo_ser", pa, max(size, 32), Luo.Ser, width)
@@ -261,7 +272,7 @@ class ImageReader:
         if ser.compatible == "luo-v3":
             state.sessions = list(self.session_array(ser.sessions_pa))
         else:
-            contiguous = ser.compatible == "luo-v4"
+            contiguous = ser.compatible in ("luo-v4", "luo-v3-kho-block-v1")
             state.sessions = list(self.session_list(ser.sessions_pa, contiguous_files=contiguous))
         state.flbs = list(self.flbs(ser.flbs_pa))
         return state

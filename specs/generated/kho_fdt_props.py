@@ -26,6 +26,7 @@ class KhoFdtProps(KaitaiStruct):
     | LUO up to 7.1 | / | compatible | luo_compatible |
     | LUO up to 7.1 | / | liveupdate-number | (top level) |
     | LUO up to 7.1 | luo-session | luo-session-header | (top level) physical address |
+    | LUO, luo-v2 | / | luo-abi-header | (top level) physical address of `luo::ser_v2` |
     | LUO 7.1 | luo-flb | luo-flb-header | (top level) physical address |
     | device tree | /chosen | linux,kho-fdt, linux,kho-scratch | chosen_range |
 

@@ -23,7 +23,9 @@ class Luo(KaitaiStruct):
     | root string | sessions | files of a session |
     |-------------|----------|--------------------|
     | luo-v1 (tree) | session_array | file_array |
+    | luo-v2 (tree and `ser_v2`) | session_array | file_array |
     | luo-v3 | session_array | file_array |
+    | luo-v3-kho-block-v1 | session_block list | file_array |
     | luo-v4 | session_block list | file_array |
     | luo-v5 | session_block list | file_block list |
     | luo-v5;block-v1 | session_block list | file_block list |
@@ -312,7 +314,7 @@ class Luo(KaitaiStruct):
 
         def _read(self):
             self.compatible = (KaitaiStream.bytes_terminate(self._io.read_bytes(self.len_compatible), 0, False)).decode(u"ASCII")
-            if not  ((self.compatible == u"luo-v3") or (self.compatible == u"luo-v4") or (self.compatible == u"luo-v5") or (self.compatible == u"luo-v5;block-v1")) :
+            if not  ((self.compatible == u"luo-v3") or (self.compatible == u"luo-v4") or (self.compatible == u"luo-v5") or (self.compatible == u"luo-v5;block-v1") or (self.compatible == u"luo-v3-kho-block-v1")) :
                 raise kaitaistruct.ValidationNotAnyOfError(self.compatible, self._io, u"/types/ser/seq/0")
             self.liveupdate_num = self._io.read_u8le()
             self.sessions_pa = self._io.read_u8le()
@@ -340,6 +342,26 @@ class Luo(KaitaiStruct):
         def _fetch_instances(self):
             pass
             self.features._fetch_instances()
+
+
+    class SerV2(KaitaiStruct):
+        """What `luo-abi-header` of the tree of `luo-v2` points to: `ser` without its
+        string, which is in the tree.
+        """
+        def __init__(self, _io, _parent=None, _root=None):
+            super(Luo.SerV2, self).__init__(_io)
+            self._parent = _parent
+            self._root = _root
+            self._read()
+
+        def _read(self):
+            self.liveupdate_num = self._io.read_u8le()
+            self.sessions_pa = self._io.read_u8le()
+            self.flbs_pa = self._io.read_u8le()
+
+
+        def _fetch_instances(self):
+            pass
 
 
     class Session(KaitaiStruct):

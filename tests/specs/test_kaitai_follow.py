@@ -95,6 +95,7 @@ def file(handler: bytes, data: int, token: int) -> bytes:
     [
         (b"luo-v3", False, False),
         (b"luo-v4", True, False),
+        (b"luo-v3-kho-block-v1", True, False),
         (b"luo-v5", True, True),
         (b"luo-v5;block-v1", True, True),
         (b"", True, True),
@@ -147,6 +148,21 @@ def test_luo_tree_generations(version: int) -> None:
     assert image.luo is not None
     assert [s.name for s in image.luo.sessions] == names
     assert image.luo.liveupdate_num == 3
+
+
+def test_luo_v2() -> None:
+    memory = Sparse()
+    memory.put(0x8000, u64(4) + u64(0x10000) + u64(0x20000))
+    memory.put(0x10000, u64(1) + session(b"a", 0, 0), 16 * PAGE)
+    flb = pack("linux-7.1", "luo_flb_ser", name=b"test", data=0xFEEDF00DCAFEBEE0, count=2)
+    memory.put(0x20000, u64(1) + u64(1) + flb, PAGE)
+    blob = fdt([b"", {b"compatible": b"luo-v2\0", b"luo-abi-header": u64(0x8000)}])
+    image = read_image(memory, kho_root(memory, blob))
+    assert image.luo is not None
+    assert (image.luo.compatible, image.luo.liveupdate_num) == ("luo-v2", 4)
+    assert [s.name for s in image.luo.sessions] == [b"a"]
+    assert [(f.name, f.data, f.count) for f in image.luo.flbs] == [(b"test", 0xFEEDF00DCAFEBEE0, 2)]
+    assert image.problems == []
 
 
 # IOMMU postings

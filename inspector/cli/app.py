@@ -23,6 +23,8 @@ VERBS = (
     "dump",
     "cat",
     "preserved",
+    "simulate",
+    "check",
     "abi",
 )
 

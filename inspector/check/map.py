@@ -1,0 +1,123 @@
+"""The preserved-memory map and the lists of pages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+
+#: Orders above this are split at restore (6.19 on) or refused (up to 6.18).
+MAX_BUDDY_ORDER = 10
+
+
+def _aligned(context: Context) -> None:
+    preserved = context.image.preserved
+    if preserved is None:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    block = np.uint64(preserved.page_size) << preserved.orders.astype(np.uint64)
+    for i in np.flatnonzero(preserved.starts % block != 0)[:64]:
+        context.report(
+            f"block {int(preserved.starts[i]):#x} of order {int(preserved.orders[i])} is not"
+            " aligned to its size",
+            path="/preserved", address=int(preserved.starts[i]),
+        )  # fmt: skip
+
+
+def _nodes_in_map(context: Context) -> None:
+    preserved = context.image.preserved
+    if preserved is None:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    inside = preserved.covers(preserved.nodes, preserved.node_sizes)
+    for pa in preserved.nodes[inside][:64].tolist():
+        context.report(f"map node {pa:#x} is itself preserved", path="/preserved", address=pa)
+
+
+RULES = (
+    Rule(
+        "KHO-MAP-001", ERROR, "A node of the map has no usable address.",
+        "7.3 faults in the walk of the tree during early boot; 6.18 in kho_memory_init.",
+    ),
+    Rule(
+        "KHO-MAP-002", ERROR, "A node of the map is reached twice.",
+        "No kernel shares nodes: its blocks are reserved twice, or the walk does not end.",
+    ),
+    Rule(
+        "KHO-MAP-003", ERROR, "A key of the map is wider than the page size allows.",
+        "7.3 refuses it with -ERANGE; before, it meant another block.",
+    ),
+    Rule(
+        "KHO-MAP-004", ERROR, "A preserved block lies beyond any memory.",
+        "7.3 dies without output while it reserves the block.",
+    ),
+    Rule(
+        "KHO-MAP-005", WARNING, "Two preserved blocks overlap.",
+        "7.3 takes it over without a word; the second restore of a page fails.",
+        "kho preserved IMAGE",
+    ),
+    Rule(
+        "KHO-MAP-006", ERROR, "A block of the map has an impossible order.",
+        "The consumer reserves nonsense.",
+    ),
+    Rule(
+        "KHO-MAP-007", ERROR, "A bitmap begins at an address that is no multiple of its span.",
+        "It is a bitmap of another size: 512 bytes up to 6.17, a page from 6.18 on.",
+    ),
+    Rule(
+        "KHO-MAP-008", ERROR, "A chunk counts more bitmaps than a page holds.",
+        "The consumer reads beyond the page.",
+    ),
+    Rule(
+        "KHO-MAP-009", ERROR, "A block is not aligned to its size.",
+        "The consumer sets the restore token on the wrong pages.", test=_aligned,
+    ),
+    Rule(
+        "KHO-MAP-010", WARNING, "The map is lost: its nodes have been reused.",
+        "Normal once the next kernel has booted; before that, it panics.",
+    ),
+    Rule(
+        "KHO-MAP-011", WARNING, "A node of the map is itself preserved.",
+        "It is never freed: no kernel preserves nodes.", test=_nodes_in_map,
+    ),
+    Rule(
+        "KHO-LST-001", ERROR, "A list of pages has a cycle.",
+        "Block lists: -EINVAL and panic at boot (7.2 on); elsewhere the walk does not end.",
+    ),
+    Rule(
+        "KHO-LST-002", ERROR, "A page is in two lists.",
+        "The second restore of the page fails.",
+    ),
+    Rule("KHO-LST-003", ERROR, "There are more list nodes than any image has.", "As a cycle."),
+    Rule(
+        "KHO-LST-004", ERROR, "A list has more pages than its kind allows.",
+        "Block lists of more than 10000 blocks give -EINVAL and a panic at boot.",
+    ),
+    Rule(
+        "KHO-LST-005", ERROR, "A page counts more entries than it holds.",
+        "-EINVAL; for LUO's lists a panic at boot (7.2 on).",
+    ),
+    Rule(
+        "KHO-LST-006", INFO, "A page before the last of its list is not full.",
+        "Readers accept it; no kernel writes it.",
+    ),
+    Rule(
+        "KHO-LST-007", ERROR, "A block counts no entries.",
+        "-EINVAL and a panic at boot (7.2 on).",
+    ),
+    Rule(
+        "KHO-VML-001", ERROR, "A vmalloc area has an impossible order.",
+        "Nothing is restored: -EINVAL for its file.",
+    ),
+    Rule(
+        "KHO-VML-002", WARNING, "A vmalloc area has unknown flags.", "7.3 ignores them.",
+    ),
+    Rule(
+        "KHO-VML-003", ERROR, "A vmalloc area's blocks do not add up to its page count.",
+        "Nothing is restored: -EINVAL for its file.",
+    ),
+    Rule(
+        "KHO-VML-004", ERROR, "A block of a vmalloc area is not aligned to its order.",
+        "The restore of the block fails: -EINVAL for its file.",
+    ),
+)  # fmt: skip

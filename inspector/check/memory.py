@@ -1,0 +1,118 @@
+"""Pointers and pages, whatever the layer."""
+
+from __future__ import annotations
+
+from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+
+
+def _unpreserved(context: Context) -> None:
+    owned = context.ownership
+    if not owned.known:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    extents = owned.unpreserved
+    for start, end, number in zip(
+        extents.starts.tolist(), extents.ends.tolist(), extents.claim.tolist(), strict=True
+    ):
+        claim = owned.claims[number]
+        context.report(
+            f"{claim.kind} at {start:#x}, {end - start:#x} bytes, is not in the preserved map",
+            path=claim.owner,
+            address=start,
+        )
+
+
+def _conflicts(context: Context) -> None:
+    owned = context.ownership
+    for one, other, at in owned.conflicts:
+        first, second = owned.claims[one], owned.claims[other]
+        context.report(
+            f"{at:#x} is used as {second.kind} of {second.owner} and as {first.kind} of"
+            f" {first.owner}",
+            path=second.owner,
+            address=at,
+        )
+
+
+def _leaks(context: Context) -> None:
+    owned = context.ownership
+    if not owned.known:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    unknown = [f.path for f in context.image.findings if f.code in ("KHO-LUO-014", "KHO-ROOT-008")]
+    if context.image.luo is None and any(b.name == b"LUO" for b in context.image.blobs):
+        unknown.append("/LUO")
+    if (context.image.survey.holes or unknown) and owned.leaked:
+        why = "pages are missing" if context.image.survey.holes else f"{unknown[0]} is not decoded"
+        context.undecidable(f"{owned.leaked:#x} preserved bytes are not claimed, but {why}")
+        return
+    for start, end in zip(owned.leak_starts.tolist(), owned.leak_ends.tolist(), strict=True):
+        context.report(
+            f"{start:#x}, {end - start:#x} bytes, is preserved but nobody's",
+            path="/preserved",
+            address=start,
+        )
+
+
+def _beyond_ram(context: Context) -> None:
+    image = context.image
+    if image.preserved is None:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    if image.ram is None:
+        context.undecidable("the image holds no RAM map (e820 or device tree)")
+        return
+    starts, ends = image.preserved.intervals()
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        at = start
+        for region in image.ram:
+            if region.start <= at < region.end:
+                at = min(end, region.end)
+        if at < end:
+            context.report(
+                f"preserved range {start:#x}-{end:#x} leaves RAM at {at:#x}",
+                path="/preserved",
+                address=at,
+            )
+
+
+RULES = (
+    Rule(
+        "KHO-MEM-001", INFO, "A page that an object lies in was left out of the dump.",
+        "Nothing: the dump lacks it, not the machine.",
+        "take the dump with fewer pages filtered",
+    ),
+    Rule(
+        "KHO-MEM-002", WARNING, "A pointer leads to a page that the image does not hold.",
+        "If the page is outside RAM, the consumer dies on the first access to it.",
+    ),
+    Rule(
+        "KHO-MEM-003", ERROR, "A pointer has more bits than any physical address.",
+        "The consumer faults on it.",
+    ),
+    Rule(
+        "KHO-MEM-004", ERROR, "A pointer is not aligned as what it points to must be.",
+        "The consumer reads the wrong bytes, or faults.",
+    ),
+    Rule(
+        "KHO-MEM-010", ERROR, "Memory in use by an object is not in the preserved map.",
+        "The next kernel hands the page out: silent corruption, or -EIO where the restore"
+        " token of the page is checked (6.18 on).",
+        "kho preserved --ranges IMAGE", _unpreserved,
+    ),
+    Rule(
+        "KHO-MEM-011", ERROR, "A page is used by two owners.",
+        "The first to be restored gets it, the second fails or shares it.",
+        test=_conflicts,
+    ),
+    Rule(
+        "KHO-MEM-012", WARNING, "A block is preserved but belongs to no object.",
+        "It stays reserved until the next cold boot: memory is lost.",
+        "kho preserved --ranges IMAGE", _leaks,
+    ),
+    Rule(
+        "KHO-MEM-013", ERROR, "A preserved block lies outside the machine's RAM.",
+        "7.3 dies without output while it reserves the block.",
+        test=_beyond_ram,
+    ),
+)  # fmt: skip

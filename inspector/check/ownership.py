@@ -1,0 +1,170 @@
+"""Who owns each preserved page.
+
+Every preserved page should be claimed by exactly one owner. Claims come from the decoding
+(:attr:`inspector.survey.Survey.claims`). All of it is columns and sorting: a map of
+millions of blocks and a file of millions of folios cost seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from inspector.image import Image
+from inspector.memory.base import U64Array
+from inspector.survey import Claim
+
+#: Kinds of claims on memory that is *not* meant to be in the map.
+OUTSIDE_MAP = frozenset({"map-node", "scratch-array", "scratch", "boot-params", "device-tree"})
+_NONE = np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Byte ranges [start, end) with the number of the claim each belongs to."""
+
+    starts: U64Array
+    ends: U64Array
+    claim: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The account of preserved memory.
+
+    ``claims`` are those on preserved memory. ``conflicts`` are pairs of claim numbers with
+    the address where they meet; ``unpreserved`` extents that are claimed but not in the
+    map; ``leaks`` blocks nobody claims, as (start, end) columns; ``by_kind`` bytes in use
+    by kind of claim, ``slack`` unused bytes of blocks that are claimed in part.
+    """
+
+    claims: tuple[Claim, ...]
+    known: bool
+    conflicts: tuple[tuple[int, int, int], ...]
+    unpreserved: Extents
+    leak_starts: U64Array
+    leak_ends: U64Array
+    by_kind: dict[str, int]
+    preserved: int
+    leaked: int
+    slack: int
+
+
+def account(image: Image, limit: int = 4096) -> Ownership:
+    """Account for every preserved byte of ``image``; at most ``limit`` conflicts are listed."""
+    claims = tuple(c for c in image.survey.claims if c.kind not in OUTSIDE_MAP and len(c.starts))
+    extents = _rounded(claims, image.page_size)
+    conflicts = tuple(_conflicts(claims, extents, limit))
+    sizes = np.zeros(len(claims), np.uint64)
+    np.add.at(sizes, extents.claim, extents.ends - extents.starts)
+    by_kind: Counter[str] = Counter()
+    for claim, size in zip(claims, sizes.tolist(), strict=True):
+        by_kind[claim.kind] += size
+    if image.preserved is None:
+        nothing = Extents(_NONE, _NONE, np.empty(0, np.int64))
+        return Ownership(claims, False, conflicts, nothing, _NONE, _NONE, dict(by_kind), 0, 0, 0)
+    covered = image.preserved.covers(extents.starts, extents.ends - extents.starts)
+    lost = ~covered
+    unpreserved = Extents(extents.starts[lost], extents.ends[lost], extents.claim[lost])
+    starts, ends, slack = _leaks(image, extents)
+    return Ownership(
+        claims,
+        True,
+        conflicts,
+        unpreserved,
+        starts,
+        ends,
+        dict(by_kind),
+        image.preserved.page_count * image.page_size,
+        int((ends - starts).sum()),
+        slack,
+    )
+
+
+def _rounded(claims: Iterable[Claim], page: int) -> Extents:
+    """All claims, grown to whole pages, ascending; empty ones dropped."""
+    starts, ends, owner = [_NONE], [_NONE], [np.empty(0, np.int64)]
+    mask = np.uint64(page - 1)
+    for number, claim in enumerate(claims):
+        start = claim.starts & ~mask
+        end = (claim.starts + claim.sizes + mask) & ~mask
+        used = (claim.sizes != 0) & (end > start)
+        starts.append(start[used])
+        ends.append(end[used])
+        owner.append(np.full(int(used.sum()), number, np.int64))
+    start, end, number_of = np.concatenate(starts), np.concatenate(ends), np.concatenate(owner)
+    rank = np.argsort(start, kind="stable")
+    return Extents(start[rank], end[rank], number_of[rank])
+
+
+def _conflicts(
+    claims: tuple[Claim, ...], extents: Extents, limit: int
+) -> Iterable[tuple[int, int, int]]:
+    """Where an extent begins before an earlier one of another owner has ended."""
+    if len(extents) < 2:
+        return
+    reach = np.maximum.accumulate(extents.ends)
+    found = 0
+    for i in np.flatnonzero(extents.starts[1:] < reach[:-1]).tolist():
+        mine = int(extents.claim[i + 1])
+        at = int(extents.starts[i + 1])
+        before = i
+        while before >= 0 and int(extents.ends[before]) <= at:
+            before -= 1
+        if before < 0:
+            continue
+        other = int(extents.claim[before])
+        same_page = claims[mine].owner == claims[other].owner and claims[mine].kind == "struct"
+        if mine != other and not same_page:
+            yield other, mine, at
+        elif mine == other:
+            yield mine, mine, at
+        found += 1
+        if found >= limit:
+            return
+
+
+def _union(extents: Extents) -> tuple[U64Array, U64Array]:
+    """Disjoint ascending ranges that the extents cover."""
+    if not len(extents):
+        return _NONE, _NONE
+    reach = np.maximum.accumulate(extents.ends)
+    fresh = np.concatenate(([True], extents.starts[1:] > reach[:-1]))
+    first = np.flatnonzero(fresh)
+    return extents.starts[first], reach[np.append(first[1:] - 1, len(reach) - 1)]
+
+
+def _leaks(image: Image, extents: Extents) -> tuple[U64Array, U64Array, int]:
+    """(starts, ends) of blocks nobody claims, and the slack of those claimed in part."""
+    preserved = image.preserved
+    assert preserved is not None
+    lows, highs = _union(extents)
+    starts, ends = preserved.starts, preserved.ends
+    # Cut the line at every edge, keep the pieces that are preserved and not claimed.
+    edges = np.sort(np.concatenate((starts, ends, lows, highs)))
+    edges = edges[np.concatenate(([True], edges[1:] != edges[:-1]))] if len(edges) else edges
+    left, right = edges[:-1], edges[1:]
+    run = np.searchsorted(starts, left, side="right") - 1
+    inside = (run >= 0) & (left < ends[np.maximum(run, 0)])
+    claim = np.searchsorted(lows, left, side="right") - 1
+    if len(lows):
+        inside &= ~((claim >= 0) & (left < highs[np.maximum(claim, 0)]))
+    left, right, run = left[inside], right[inside], run[inside]
+    block = np.uint64(image.page_size) << preserved.orders[run].astype(np.uint64)
+    first = (
+        starts[run]
+        + -(-(left - starts[run]).astype(np.int64) // block.astype(np.int64)).astype(np.uint64)
+        * block
+    )
+    last = starts[run] + (right - starts[run]) // block * block
+    whole = last > first
+    leaked = np.where(whole, last - first, np.uint64(0))
+    slack = int(((right - left) - leaked).sum())
+    return first[whole], last[whole], slack

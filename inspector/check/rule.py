@@ -1,0 +1,77 @@
+"""What a rule is, and what a rule's function gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from inspector.findings import Finding, Findings, Severity
+
+if TYPE_CHECKING:
+    from inspector.check.ownership import Ownership
+    from inspector.image import Image
+
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of the catalogue.
+
+    ``statement`` says in one sentence what is wrong where the rule fires. ``kernel`` is what
+    the kernel does about it, with the release it was seen on or read in. ``look`` is how to
+    look further. ``test`` checks the rule on a decoded image; rules without one are found
+    while decoding.
+    """
+
+    code: str
+    severity: Severity
+    statement: str
+    kernel: str
+    look: str = "kho dump IMAGE PATH"
+    test: Callable[[Context], None] | None = None
+
+
+@dataclass(slots=True)
+class Context:
+    """The image under test and what was found so far."""
+
+    image: Image
+    ownership: Ownership
+    findings: Findings = field(default_factory=Findings)
+    undecided: dict[str, str] = field(default_factory=dict)
+    rule: Rule | None = None
+
+    def report(
+        self, message: str, *, path: str = "", address: int | None = None, data: bytes = b""
+    ) -> None:
+        """The rule that is running fires."""
+        assert self.rule is not None
+        self.findings.add(
+            self.rule.code, self.rule.severity, message, path=path, address=address, data=data
+        )
+
+    def undecidable(self, why: str) -> None:
+        """The rule that is running cannot be decided."""
+        assert self.rule is not None
+        self.undecided[self.rule.code] = why
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a check.
+
+    ``undecided`` maps codes of rules to the reason why they could not be decided;
+    ``suppressed`` counts findings beyond the limit of each code.
+    """
+
+    findings: tuple[Finding, ...]
+    undecided: dict[str, str]
+    suppressed: dict[str, int]
+    ownership: Ownership
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity found."""
+        return max((f.severity for f in self.findings), default=None)

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import guest, truth
+from lab import dumps, guest, truth
 from lab.build import Kernel
+from lab.expectation import Expectation, from_record
 from lab.host import LabError, new_file, os_errors
 from lab.qemu import Event, Machine, Patience, Stopped
 from lab.ram import Ram
+from lab.report import Report
 from lab.workload import Workload
 
 MOMENTS = ("outgoing", "handoff", "incoming", "retrieved")
-FORMATS = ("raw", "elf", "kdump")
 _RDI = 5
 _KIMAGE_START = 24  # struct kimage: head, entry, last_entry, start
 _SYMBOLS = (
@@ -52,8 +53,7 @@ class Capture:
     events: list[dict[str, Any]] = field(default_factory=list)
     images: dict[tuple[str, str], Path] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
-    stopped: Stopped | None = None
-    console: str = ""
+    report: Report | None = None
     seconds: float = 0.0
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -98,8 +98,10 @@ def consumer_script(workload: Workload, marks: Sequence[str]) -> str:
     lines = [
         "send /proc/iomem consumer/iomem",
         "send /proc/version consumer/version",
+        "send /sys/kernel/vmcoreinfo consumer/vmcoreinfo",
         "list /sys/kernel/boot_params/setup_data consumer/setup_data",
         "exists /dev/liveupdate",
+        "symbols consumer/symbols _text reserved_mem_table",
         "exists /sys/kernel/debug/kho/in/fdt",
         "log consumer/dmesg",
     ]
@@ -161,12 +163,12 @@ def capture(
     ram = Ram(workload.ram)
     try:
         arguments = ["-kernel", f"/proc/self/fd/{fds[0]}", "-initrd", f"/proc/self/fd/{fds[1]}"]
+        # With this device QEMU's own dumps carry the kernel's VMCOREINFO.
         arguments += ["-append", line, "-device", "vmcoreinfo"]
         with Machine(
             ram, arguments, accel=accel, patience=patience, pass_fds=fds, gdb=True
         ) as machine:
             _drive(machine, result, out, name, moments, formats)
-            result.console = machine.console.decode("utf-8", "replace")
             result.seconds = machine.seconds
         if out is not None and result.images:
             _write_truth(result, out, name)
@@ -191,17 +193,21 @@ def _drive(
         if out is not None and moment in moments:
             _dump(machine, result, out / f"{name}-{moment}", moment, formats)
 
-    jumped = False
+    report: Report | None = None
+    expected = Expectation()
     while True:
         event = machine.next_event()
         if isinstance(event, Stopped):
-            result.stopped = event
-            if not jumped:
+            if report is None:
                 tail = machine.console.decode("utf-8", "replace").strip().splitlines()[-1:]
                 why = machine.startup_error() or "".join(tail)
                 raise LabError(f"{result.producer.name} did not get to the jump ({event}): {why}")
+            report.close(machine, event, expected)
+            result.report = report
             return
-        _note(result, event, jumped)
+        _note(result, event, report is not None)
+        if report is not None:
+            report.take(event, machine.ram, expected, result.command_line)
         if event.kind == "load" and event.data["errno"]:
             why = os.strerror(event.data["errno"])
             raise LabError(f"{result.producer.name}: kexec_file_load failed: {why}")
@@ -209,8 +215,10 @@ def _drive(
             continue
         if event.data["name"] == "ready":
             _fill_regions(machine.ram, result)
+            expected = from_record(truth.truth(result, "handoff"))
+            report = Report(result.producer.name, result.consumer.name)
             _jump(machine, result, take)
-            jumped = True
+            machine.console.clear()
         else:
             machine.qmp("stop")
             take(event.data["name"])
@@ -258,27 +266,13 @@ def _fill_regions(ram: Ram, result: Capture) -> None:
 def _dump(
     machine: Machine, result: Capture, stem: Path, moment: str, formats: Sequence[str]
 ) -> None:
+    side = "producer" if moment in ("outgoing", "handoff") else "consumer"
     for kind in formats:
         path = stem.with_name(f"{stem.name}.{kind}")
         with new_file(path) as temporary:
-            if kind == "raw":
-                save_raw(machine.ram, temporary)
-            else:
-                machine.dump(temporary.resolve(), "elf" if kind == "elf" else "kdump-zlib")
+            dumps.save(machine, temporary, kind, result.blobs.get(f"{side}/vmcoreinfo", b""))
         result.images[moment, kind] = path
     machine.rest()
-
-
-def save_raw(ram: Ram, path: Path) -> None:
-    """Write memory as a sparse file; offset is physical address."""
-    with os_errors(f"write {path}"), open(path, "wb") as f:
-        for address, offset, size in ram.extents():
-            for at in range(0, size, 1 << 20):
-                piece = os.pread(ram.fd, min(1 << 20, size - at), offset + at)
-                if piece.count(0) != len(piece):
-                    f.seek(address + at)
-                    f.write(piece)
-        f.truncate(ram.size if ram.low == ram.size else ram.size - ram.low + (4 << 30))
 
 
 def _write_truth(result: Capture, out: Path, name: str) -> None:

@@ -6,12 +6,20 @@ out of the image itself, through the inspector.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from abi.errors import UnreadableError
+from inspector.memory.base import PageState
+
+_SEAL_EXEC = 0x20
+_IMPLIED_BY_EXEC = 0x1E
+_MAX_CONTENT = 2 << 30
+_MAX_ORDER = 18
+_ZEROS = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +68,47 @@ def from_truth(path: Path) -> Expectation:
     """Read a truth file. Raises UnreadableError."""
     try:
         data = json.loads(path.read_bytes())
-        return _from_record(data)
+        return from_record(data)
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError(f"{path} is not a truth file: {error!r}") from None
 
 
-def _from_record(data: dict[str, Any]) -> Expectation:
+def restored_seals(seals: int) -> int:
+    """The seals that a retrieved file has if these were preserved.
+
+    A restored file is executable whatever it was, and on an executable file F_SEAL_EXEC
+    brings the seals against writing with it (docs/kernel-findings.md).
+    """
+    return seals | _IMPLIED_BY_EXEC if seals & _SEAL_EXEC else seals
+
+
+def from_record(data: dict[str, Any]) -> Expectation:
+    """The expectation of a truth record (see :mod:`lab.truth`)."""
     # memfd-v1 has no field for seals: what user space asked for is not what is handed over.
     keeps_seals = not str(data.get("producer", "")).startswith("6.")
+    left_out = data.get("content_left_out", {})
+    limit = int(left_out.get("files_and_regions_above_bytes", 1 << 62))
     files = [
         ExpectedFile(
             file["session"].encode(),
             int(file["token"], 0),
             _number(file.get("size")),
             _number(file.get("pos")),
-            _number(file.get("seals")) if keeps_seals else None,
-            file.get("sha256"),
+            restored_seals(int(file["seals"], 0)) if keeps_seals and "seals" in file else None,
+            file.get("sha256") if int(file.get("size", 0)) <= limit else None,
         )
         for file in data["files"]
         if not file.get("preserve_rc")
     ]
     regions = [
-        ExpectedRegion(r["name"], int(r["start"], 0), int(r["size"]), r.get("sha256"))
+        ExpectedRegion(
+            r["name"],
+            int(r["start"], 0),
+            int(r["size"]),
+            r.get("sha256") if int(r["size"]) <= limit else None,
+        )
         for r in data.get("reserve_mem", ())
     ]
     blobs = {*data.get("root", {}).get("subnodes", ()), *data.get("debugfs", ())}
@@ -91,8 +116,94 @@ def _from_record(data: dict[str, Any]) -> Expectation:
         [s.encode() for s in data["sessions"]],
         files,
         regions,
-        any(name.endswith("kho_test") for name in blobs),
+        # Its folios are large: where content was left out they cannot be right.
+        not left_out and any(name.endswith("kho_test") for name in blobs),
     )
+
+
+def from_image(path: str | Path) -> Expectation:
+    """What the image itself says, decoded; content that it does not hold is not compared.
+
+    Raises UnreadableError if it cannot be opened. A file that does not decode is still
+    asked for, with nothing to compare.
+    """
+    from inspector import image as images
+
+    with images.open(str(path)) as image:
+        return of_image(image)
+
+
+def of_image(image: Any) -> Expectation:
+    """The expectation of a decoded image (:class:`inspector.image.Image`)."""
+    from inspector.text import c_string
+    from inspector.walk.memfd import Memfd
+
+    expected = Expectation(kho_test=_has_kho_test(image))
+    for region in image.reserve_mem or ():
+        name = region.name.decode("utf-8", "replace")
+        sum_ = _region_sum(image, region.start, region.size)
+        expected.regions.append(ExpectedRegion(name, region.start, region.size, sum_))
+    for session in image.luo.sessions if image.luo is not None else ():
+        name = c_string(session.name)
+        expected.sessions.append(name)
+        for file in session.files:
+            state = file.state
+            if not isinstance(state, Memfd):
+                expected.files.append(ExpectedFile(name, file.token))
+                continue
+            seals = 0 if state.seals is None else restored_seals(state.seals)
+            sum_ = _content_sum(image, state)
+            expected.files.append(
+                ExpectedFile(name, file.token, state.size, state.pos, seals, sum_)
+            )
+    return expected
+
+
+def _has_kho_test(image: Any) -> bool:
+    """Whether the self test's data are wholly in the image."""
+    from abi.kho_test import decode_folio
+
+    if image.kho_test is None or image.kho_test.nr_folios != len(image.kho_test.folios):
+        return False
+    for item in image.kho_test.folios.tolist():
+        address, order = decode_folio(item, image.page_size)
+        if (
+            order > _MAX_ORDER
+            or image.memory.state(address, image.page_size << order) != PageState.PRESENT
+        ):
+            return False
+    return True
+
+
+def _content_sum(image: Any, memfd: Any) -> str | None:
+    from inspector.walk.memfd import content
+
+    if memfd.size > _MAX_CONTENT:
+        return None
+    sum_ = hashlib.sha256()
+    for piece in content(image.survey, memfd):
+        if piece.data is not None:
+            sum_.update(piece.data)
+        elif piece.missing is not None:
+            return None
+        else:
+            for at in range(0, piece.size, len(_ZEROS)):
+                sum_.update(_ZEROS[: piece.size - at])
+    return sum_.hexdigest()
+
+
+def _region_sum(image: Any, start: int, size: int) -> str | None:
+    from inspector.memory.base import MemoryFault
+
+    if size > _MAX_CONTENT:
+        return None
+    sum_ = hashlib.sha256()
+    try:
+        for at in range(0, size, 1 << 20):
+            sum_.update(image.memory.read(start + at, min(1 << 20, size - at)))
+    except MemoryFault:
+        return None
+    return sum_.hexdigest()
 
 
 def truth_beside(image: Path) -> Path | None:
@@ -103,3 +214,14 @@ def truth_beside(image: Path) -> Path | None:
         if stem and candidate.exists():
             return candidate
     return None
+
+
+def expect(image: Path, truth: Path | None = None) -> Expectation:
+    """What to expect of an image: a truth file that is given or lies beside it, else itself.
+
+    An image that does not decode at all expects nothing but a boot.
+    """
+    truth = truth or truth_beside(image)
+    if truth is not None:
+        return from_truth(truth)
+    return from_image(image)

@@ -142,7 +142,12 @@ def truth(result: Capture, moment: str) -> dict[str, Any]:
             "sha256_of_lines_pa_order": hashlib.sha256(lines.encode()).hexdigest(),
         }
     record["files"] = _files(result)
-    record["consumer_stopped"] = result.stopped
+    if result.report is not None:
+        record["consumer_outcome"] = {
+            "outcome": result.report.outcome,
+            "stopped": result.report.stopped,
+            "reasons": result.report.reasons[:20],
+        }
     return record
 
 

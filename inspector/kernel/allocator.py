@@ -19,6 +19,14 @@ from inspector.kernel.frames import FrameSet, U64Array, frames_of
 MAX_ORDER = 10
 
 
+def frames_split(blocks: U64Array, size: int, order: int) -> U64Array:
+    """Blocks of 2^size frames as blocks of 2^order."""
+    if size == order:
+        return blocks
+    inside = np.arange(0, 1 << size, 1 << order, dtype=np.uint64)
+    return (blocks[:, None] + inside).reshape(-1)
+
+
 class PageAllocator:
     """Blocks of 2^order page frames out of ascending, disjoint frame ranges.
 
@@ -166,57 +174,74 @@ class PageAllocator:
 
     def alloc_many(self, count: int, order: int = 0) -> U64Array:
         """First frames of ``count`` blocks. Raises KernelErrno ENOMEM, taking nothing."""
-        if count < 32 or order > self.max_order:
-            frames: list[int] = []
-            try:
-                frames.extend(self.alloc(order) for _ in range(count))
-            except KernelErrno:
-                for frame in frames:
-                    self.free(frame, order)
-                raise
-            return np.array(frames, np.uint64)
-        parts: list[U64Array] = []
-        have = 0
-        step = 1 << order
-        while have < count:
-            first = self._take(self.max_order)
-            if first is None:
-                first = self._open_virgin()
-            if first is None:
-                break
-            blocks = np.arange(first, first + (1 << self.max_order), step, dtype=np.uint64)
-            if self._fragmentation:
-                blocks = blocks[self._numpy.random(len(blocks)) >= self._fragmentation]
-            if self._shuffle:
-                self._numpy.shuffle(blocks)
-            spare = have + len(blocks) - count
-            if spare > 0:
-                for frame in blocks[len(blocks) - spare :].tolist():
-                    self._put(frame, order)
-                blocks = blocks[: len(blocks) - spare]
-            have += len(blocks)
-            parts.append(blocks)
-        out = np.concatenate(parts) if parts else np.empty(0, np.uint64)
-        taken = self.allocated.add(frames_of(out, order))
-        assert not taken, "frames handed out twice"
-        if have < count:
-            try:
-                rest = self._alloc_rest(count - have, order)
-            except KernelErrno:
-                self.free_many(out, order)
-                raise
-            out = np.concatenate((out, rest))
-        return out
-
-    def _alloc_rest(self, count: int, order: int) -> U64Array:
-        frames: list[int] = []
+        taken: list[tuple[U64Array, int]] = []
         try:
-            frames.extend(self.alloc(order) for _ in range(count))
+            if order > self.max_order:
+                taken.extend(
+                    (np.array([self.alloc(order)], np.uint64), order) for _ in range(count)
+                )
+            elif self._fragmentation or self._shuffle:
+                taken.append((self._alloc_scattered(count, order), order))
+            else:
+                self._alloc_runs(count, order, taken)
         except KernelErrno:
-            for frame in frames:
-                self.free(frame, order)
+            for frames, size in taken:
+                self.free_many(frames, size)
             raise
-        return np.array(frames, np.uint64)
+        parts = [frames_split(frames, size, order) for frames, size in taken]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+    def _alloc_runs(self, count: int, order: int, taken: list[tuple[U64Array, int]]) -> None:
+        """Take ``count`` blocks as few larger ones."""
+        top = self.max_order
+        while count:
+            top = min(top, order + count.bit_length() - 1)
+            try:
+                frame = self.alloc(top)
+            except KernelErrno:
+                if top == order:
+                    raise
+                top -= 1
+                continue
+            taken.append((np.array([frame], np.uint64), top))
+            count -= 1 << (top - order)
+
+    def _alloc_scattered(self, count: int, order: int) -> U64Array:
+        """Take ``count`` blocks one by one out of what is free, wherever it lies."""
+        found: list[int] = []
+        while len(found) < count:
+            frame = self._take(order)
+            if frame is not None:
+                found.append(frame)
+            elif not self._open_scattered(order):
+                break
+        try:
+            while len(found) < count:
+                found.append(self._find(order))
+        except KernelErrno:
+            for frame in found:
+                self._put(frame, order)
+            raise
+        frames = np.array(found, np.uint64)
+        taken = self.allocated.add(frames_of(frames, order))
+        assert not taken, "frames handed out twice"
+        return frames
+
+    def _open_scattered(self, order: int) -> bool:
+        """Cut a largest block into blocks of one order, in random order if shuffling."""
+        if self._fragmentation and order < self.max_order:
+            return self._open_fragmented(order)
+        first = self._take(self.max_order)
+        if first is None:
+            first = self._open_virgin()
+        if first is None:
+            return False
+        blocks = list(range(first, first + (1 << self.max_order), 1 << order))
+        if self._shuffle:
+            self._random.shuffle(blocks)
+        for frame in reversed(blocks):
+            self._put(frame, order)
+        return True
 
     def free(self, frame: int, order: int = 0) -> None:
         """Give a block back; free buddies are joined."""

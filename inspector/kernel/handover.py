@@ -122,9 +122,7 @@ def _device_tree(machine: Machine, segments: Segments, command_line: str) -> byt
     writer.begin_node("chosen")
     writer.property_string("bootargs", command_line)
     if segments.root:
-        writer.property(
-            boot.CHOSEN_KHO_FDT.decode(), cells(segments.root, segments.root_size)
-        )
+        writer.property(boot.CHOSEN_KHO_FDT.decode(), cells(segments.root, segments.root_size))
         writer.property(
             boot.CHOSEN_KHO_SCRATCH.decode(),
             cells(segments.scratch_array, segments.scratch_size),

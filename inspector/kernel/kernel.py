@@ -186,12 +186,8 @@ def _boot(
     align = CMA_ALIGNMENT[spec.page_size]
     if profile.since("7.2"):
         align = spec.page_size << MAX_ORDERS[spec.page_size]
-    machine = Machine(
-        spec, scratch_align=align, reserve=[(r.size, r.align) for r in regions]
-    )
-    placed = tuple(
-        replace(r, start=at) for r, at in zip(regions, machine.reserved, strict=True)
-    )
+    machine = Machine(spec, scratch_align=align, reserve=[(r.size, r.align) for r in regions])
+    placed = tuple(replace(r, start=at) for r, at in zip(regions, machine.reserved, strict=True))
     for region in placed:
         machine.memory.mark_zero(region.start, -(-region.size // spec.page_size) * spec.page_size)
     return machine, placed

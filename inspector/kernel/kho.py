@@ -7,6 +7,7 @@ to 6.18), in the reboot path (6.19, 7.0) or never (7.1 on). Errors are the kerne
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -229,8 +230,7 @@ class Kho:
         addresses = area.frames << np.uint64(self.machine.page_shift)
         chunks: list[int] = []
         try:
-            for _ in range(len(addresses) // capacity + 1):
-                chunks.append(self.alloc_preserve(page))
+            chunks.extend(self.alloc_preserve(page) for _ in range(len(addresses) // capacity + 1))
         except KernelErrno:
             for pa in reversed(chunks):
                 self.unpreserve_free(pa)
@@ -309,8 +309,8 @@ class Kho:
         if self._editor is not None:
             if rule is Finalize.REBOOT:
                 editor = FdtEditor(self._editor.page(), self.machine.page_size)
-                value = struct.pack("<Q", address)
-                editor.set_property("/", self.generation.map_property, value)
+                at = struct.pack("<Q", address)
+                editor.set_property("/", self.generation.map_property, at)
                 editor.pack()
                 self._editor = editor
                 self._store_root(editor.page())
@@ -361,5 +361,5 @@ def runs_of(frames: U64Array, pages: int) -> tuple[list[int], list[int]]:
     cut = np.flatnonzero(frames[1:] != frames[:-1] + np.uint64(pages)) + 1
     edges = [0, *cut.tolist(), len(frames)]
     starts = [int(frames[a]) for a in edges[:-1]] if len(frames) else []
-    lengths = [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)] if len(frames) else []
+    lengths = [b - a for a, b in itertools.pairwise(edges)] if len(frames) else []
     return starts, lengths

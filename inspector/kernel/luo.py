@@ -205,6 +205,19 @@ class Session:
         del self.files[entry.token]
         del self.luo.preserved[id(entry.file)]
 
+    def entry_address(self, index: int) -> int:
+        """Where the entry of the file number ``index`` lies."""
+        if self._blocks is not None:
+            return self._blocks.address(index)
+        return self._array + index * self.luo.file_entry.size
+
+    @property
+    def blocks(self) -> list[int]:
+        """Addresses of the pages that hold the file entries."""
+        if self._blocks is not None:
+            return list(self._blocks.pages)
+        return [self._array] if self._array else []
+
     # -- the reboot path -------------------------------------------------------------------
 
     def freeze(self) -> None:
@@ -278,6 +291,16 @@ class Luo:
             self._flbs_at = kho.alloc_preserve(abi_luo.LUO_FLB_PGCNT * page)
             kho.machine.memory.write(self._flbs_at, (1).to_bytes(8, "little"))
         kho.add_blob(abi_luo.LUO_KHO_ENTRY_NAME, self.address, self._write_root())
+
+    @property
+    def session_blocks(self) -> list[int]:
+        """Addresses of the session blocks, or of the contiguous array."""
+        return list(self._blocks.pages) if self._blocks is not None else [self._sessions_at]
+
+    @property
+    def flb_page(self) -> int:
+        """Address of the FLB page, 0 if there is none."""
+        return self._flbs_at
 
     def _layout(self, name: str) -> Struct:
         return resolve(self.generation.layouts[name], self.kho.machine.page_size)

@@ -6,6 +6,7 @@ areas are cut off the top of memory, the rest goes to one page allocator per NUM
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -196,7 +197,10 @@ class Machine:
     def _lay_out_scratch(self, early: EarlyMemory, align: int) -> tuple[tuple[int, int], ...]:
         low, anywhere, per_node = self.spec.scratch or self._default_scratch(align)
         areas = []
-        wanted = [(low, LOW_END, None), (anywhere, 1 << 64, None)]
+        wanted: list[tuple[int, int, int | None]] = [
+            (low, LOW_END, None),
+            (anywhere, 1 << 64, None),
+        ]
         wanted += [(per_node, 1 << 64, node) for node in self.nodes]
         for size, limit, node in wanted:
             size = -(-size // align) * align
@@ -255,7 +259,7 @@ class Machine:
         step = np.uint64(1 << order)
         cut = np.flatnonzero(frames[1:] != frames[:-1] + step) + 1
         edges = [0, *cut.tolist(), len(frames)]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             self.memory.mark_zero(
                 int(frames[a]) << self.page_shift, (b - a) << (order + self.page_shift)
             )

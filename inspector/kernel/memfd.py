@@ -7,6 +7,7 @@ zero pages. Pages of zeros are present without being stored.
 from __future__ import annotations
 
 import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,9 +181,7 @@ class Memfd:
             low, high = max(first, extent.index), min(last, extent.end)
             if low < high:
                 heads = extent.frames[
-                    (low - extent.index) >> extent.order : -(
-                        -(high - extent.index) >> extent.order
-                    )
+                    (low - extent.index) >> extent.order : -(-(high - extent.index) >> extent.order)
                 ]
                 frames = frames_of(heads, extent.order)
                 skip = (low - extent.index) & ((1 << extent.order) - 1)
@@ -193,7 +192,7 @@ class Memfd:
         cut = np.flatnonzero(frames[1:] != frames[:-1] + np.uint64(1)) + 1
         edges = [0, *cut.tolist(), len(frames)]
         out, skip, left = [], offset & (page - 1), length
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             size = min(((b - a) << shift) - skip, left)
             out.append(((int(frames[a]) << shift) + skip, size))
             left, skip = left - size, 0

@@ -7,6 +7,7 @@ written when the root is finalized. Nodes, chunks and bitmaps are not preserved 
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -42,6 +43,10 @@ class BlockMap(ABC):
     @abstractmethod
     def write(self) -> int:
         """Bring the map in memory up to date and return the address for the root FDT."""
+
+    @abstractmethod
+    def locate(self, frame: int, order: int) -> tuple[int, int] | None:
+        """(address of the byte, mask) of a block's bit, None if nothing holds it yet."""
 
     @property
     @abstractmethod
@@ -101,7 +106,7 @@ class RadixMap(BlockMap):
         inside = keys & np.uint64((1 << self._leaf_bits) - 1)
         cut = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         edges = [0, *cut.tolist(), len(keys)]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             yield int(numbers[a]), inside[a:b]
 
     def set(self, frames: U64Array, order: int) -> None:
@@ -157,6 +162,13 @@ class RadixMap(BlockMap):
         self._dirty.clear()
         return self.root
 
+    def locate(self, frame: int, order: int) -> tuple[int, int] | None:
+        """(address of the byte, mask) of a block's bit, None if nothing holds it yet."""
+        key = int(self._keys(np.array([frame], np.uint64), order)[0])
+        leaf = self._leaf_at.get(key >> self._leaf_bits)
+        bit = key & ((1 << self._leaf_bits) - 1)
+        return None if leaf is None else (leaf + (bit >> 3), 1 << (bit & 7))
+
     @property
     def nodes(self) -> list[tuple[int, int]]:
         """(address, size) of everything the map itself occupies."""
@@ -206,11 +218,13 @@ class BitmapMap(BlockMap):
 
     def _grouped(self, frames: U64Array, order: int) -> Iterator[tuple[int, U64Array]]:
         bits = np.uint64(self._size * 8)
-        blocks = np.sort(frames >> np.uint64(order)) if len(frames) > 1 else frames >> np.uint64(order)
+        blocks = (
+            np.sort(frames >> np.uint64(order)) if len(frames) > 1 else frames >> np.uint64(order)
+        )
         numbers = blocks // bits
         cut = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         edges = [0, *cut.tolist(), len(blocks)]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             yield int(numbers[a]), blocks[a:b] % bits
 
     def set(self, frames: U64Array, order: int) -> None:
@@ -278,6 +292,17 @@ class BitmapMap(BlockMap):
                     memory.write(previous, chunk.to_bytes(8, "little"))
                 previous = chunk
         return self._chunks[0] if self._chunks else 0
+
+    def locate(self, frame: int, order: int) -> tuple[int, int] | None:
+        """(address of the byte, mask) of a block's bit, None if nothing holds it yet."""
+        number, bit = divmod(frame >> order, self._size * 8)
+        held = self._bitmaps.get(order, {}).get(number)
+        return None if held is None else (held[0] + (bit >> 3), 1 << (bit & 7))
+
+    @property
+    def chunks(self) -> list[int]:
+        """Addresses of the chunks of the last :meth:`write`, in order."""
+        return list(self._chunks)
 
     @property
     def nodes(self) -> list[tuple[int, int]]:

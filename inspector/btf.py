@@ -135,21 +135,29 @@ class Btf:
         if self.byteorder != sys.byteorder:
             self._words.byteswap()
         self._starts = array("I")
+        #: Indices of the structs and unions, and of the enumerations.
+        self._structs: list[int] = []
+        self._enums: list[int] = []
         self._alignments: dict[int, int] = {}
         self._pointer_size = 0
         self._index(shapes)
 
     def _index(self, shapes: dict[int, tuple[int, int]]) -> None:
         words, append = self._words, self._starts.append
+        listed: dict[int, list[int]] = {Kind.STRUCT: self._structs, Kind.UNION: self._structs}
+        listed |= {Kind.ENUM: self._enums, Kind.ENUM64: self._enums}
         count = len(words)
         at = 0
         while at < count:
             if at + 3 > count:
                 raise BtfError("type section ends inside a record", self._origin + 4 * at)
             info = words[at + 1]
-            shape = shapes.get(info >> 24 & 0x7F)
+            kind = info >> 24 & 0x7F
+            shape = shapes.get(kind)
             if shape is None:
-                raise BtfError(f"type kind {info >> 24 & 0x7F} is not known", self._origin + 4 * at)
+                raise BtfError(f"type kind {kind} is not known", self._origin + 4 * at)
+            if kind in listed:
+                listed[kind].append(len(self._starts))
             append(at)
             at += 3 + shape[0] + shape[1] * (info & 0xFFFFFF)
         if at > count:
@@ -293,8 +301,9 @@ class Btf:
         if wanted is not None:
             names = [name.decode() for name in wanted]
         words, strings, first = self._words, self._strings, self._first_string
-        for index, at in enumerate(self._starts):
-            if words[at + 1] >> 24 & 0x7E == 4 and words[at]:
+        for index in self._structs:
+            at = self._starts[index]
+            if words[at]:
                 if wanted is not None and words[at] >= first:
                     start = words[at] - first
                     if strings[start : start + MAX_NAME].split(b"\0", 1)[0] not in wanted:
@@ -445,12 +454,10 @@ class Btf:
         out = {} if self.base is None else self.base.enumerators(names)
         wanted = None if names is None else {name.encode() for name in names}
         words, strings, first = self._words, self._strings, self._first_string
-        for at in self._starts:
+        for number in self._enums:
+            at = self._starts[number]
             info = words[at + 1]
-            kind = info >> 24 & 0x7F
-            if kind not in (Kind.ENUM, Kind.ENUM64):
-                continue
-            step = 2 if kind == Kind.ENUM else 3
+            step = 2 if info >> 24 & 0x7F == Kind.ENUM else 3
             for index in range(at + 3, at + 3 + step * (info & 0xFFFFFF), step):
                 start = words[index] - first
                 if wanted is not None and start >= 0:

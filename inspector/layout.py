@@ -14,6 +14,9 @@ from typing import Any
 
 from abi.errors import UnreadableError
 
+#: How the kernel spells the declarations that have a name of their own in :mod:`abi`.
+KERNEL_NAMES = {"setup_data_hdr": "setup_data"}
+
 #: How an unnamed type and a function are spelled.
 ANONYMOUS = "(anonymous)"
 FUNCTION = "()"

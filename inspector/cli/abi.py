@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from inspector.cli import abi_verify
 from inspector.cli.common import Format, FormatOption, printer, write_json
 
 abi = typer.Typer(
@@ -60,4 +61,5 @@ def show(
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
+    abi_verify.register(abi)
     app.add_typer(abi, name="abi")

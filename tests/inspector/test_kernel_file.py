@@ -1,0 +1,186 @@
+"""Kernel files: ELF of every kind, bzImage, compressed, damaged."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import zstandard
+from elf_maker import ALLOC, COMPRESSED, EXEC, WRITE, elf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abi.errors import KhoError, UnreadableError
+from inspector.kernel_file import KernelFile, open_kernel
+from inspector.measure import measure
+
+SAMPLE = (Path(__file__).parent.parent / "data" / "btf" / "sample.btf").read_bytes()
+RODATA = (
+    b"\0kho-v9\0say 'luo-v5'\0x/memfd-v2\0\xff\xff\xffmemfd-v3\0Linux version 7.9.1 (me) #1\0"
+    b"pci\0a-v1b\0-v1\0\0iommu-liveupdate\0luo-v5;block-v1\0"
+)
+PARTS = {
+    ".rodata": (ALLOC, RODATA),
+    ".text": (ALLOC | EXEC, b"\0vfio-pci-v1\0"),
+    ".data": (ALLOC | WRITE | EXEC, b"pci-v2\0"),
+    ".debug_str": (0, b"\0iommufd-v1\0"),
+    ".BTF": (ALLOC, SAMPLE),
+}
+
+
+def bzimage(payload: bytes) -> bytes:
+    setup = bytearray(5 * 512)
+    setup[0x1F1] = 4
+    setup[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", setup, 0x206, 0x20F)
+    struct.pack_into("<II", setup, 0x248, 100, len(payload))
+    return bytes(setup) + bytes(100) + payload + b"\0\0trailer"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("wide", [True, False])
+def test_sections_strings_release(order: str, wide: bool) -> None:
+    file = KernelFile(elf(PARTS, order=order, wide=wide), "x")
+    assert [s.name for s in file.sections] == ["", *PARTS, ".shstrtab"]
+    assert file.section(".BTF") == SAMPLE
+    assert file.section(".none") is None
+    assert file.has(".debug_str")
+    assert file.release() == "7.9.1"
+    strings = file.version_strings({"pci", "iommu-liveupdate", "gone"})
+    assert strings == {
+        "kho-v9", "memfd-v3", "a-v1b", "pci-v2", "pci", "iommu-liveupdate", "luo-v5;block-v1",
+    }  # fmt: skip
+
+
+def test_compressed_sections() -> None:
+    packed = zlib.compress(SAMPLE)
+    chdr = struct.pack("<IIQQ", 1, 0, len(SAMPLE), 1)
+    zchdr = struct.pack("<IIQQ", 2, 0, len(SAMPLE), 1)
+    zstd = zstandard.ZstdCompressor().compress(SAMPLE)
+    parts = {
+        "a": (COMPRESSED, chdr + packed),
+        "b": (COMPRESSED, zchdr + zstd),
+        "c": (COMPRESSED, struct.pack("<IIQQ", 9, 0, 0, 1)),
+        "d": (COMPRESSED, b"abc"),
+        "e": (COMPRESSED, chdr + b"junk"),
+    }
+    file = KernelFile(elf(parts), "x")
+    assert file.section("a") == file.section("b") == SAMPLE
+    for name in "cde":
+        with pytest.raises(UnreadableError):
+            file.section(name)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        bytes,
+        gzip.compress,
+        lzma.compress,
+        lambda b: lzma.compress(b, format=lzma.FORMAT_ALONE),
+        bz2.compress,
+        zstandard.ZstdCompressor().compress,
+        bzimage,
+        lambda b: bzimage(gzip.compress(b)),
+        lambda b: bzimage(zstandard.ZstdCompressor().compress(b)),
+        lambda b: bzimage(lzma.compress(b) + struct.pack("<I", len(b))),
+        lambda b: gzip.compress(bzimage(gzip.compress(b))),
+    ],
+)
+def test_containers(pack: object, tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(pack(elf(PARTS)))  # type: ignore[operator]
+    file = open_kernel(str(path))
+    assert isinstance(file, KernelFile)
+    assert file.section(".BTF") == SAMPLE
+    assert measure(str(path)).origin == "btf"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"hello", "neither a kernel"),
+        (b"\x7fELF", "damaged"),
+        (elf(PARTS)[:200], "out of bounds"),
+        (elf({".rodata": (ALLOC, b"x")}), "neither BTF nor DWARF"),
+        (elf({".BTF": (ALLOC, b"x")}), "cut short"),
+        (bzimage(b"\x02\x21\x4c\x18junk"), "LZ4"),
+        (bzimage(b"junk"), "without a known payload"),
+        (bzimage(b"x")[:0x220], "cut short"),
+        (gzip.compress(b"hello"), "neither a kernel"),
+        (gzip.compress(elf(PARTS))[:-20][:40], "does not decompress|damaged|bounds"),
+        (b"BZh9junkjunk", "does not decompress"),
+        (b'{"format": 1}', "not a record"),
+        (b"{", "JSON"),
+        (b'{"format": "kho-measured-kernel", "format_version": 1}', "not a record"),
+    ],
+)
+def test_bad_files(data: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(data)
+    with pytest.raises(UnreadableError, match=says) as caught:
+        measure(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Standard:
+        buffer = io.BytesIO(elf(PARTS))
+
+    monkeypatch.setattr(sys, "stdin", Standard())
+    assert measure("-").release == "7.9.1"
+
+
+def test_split_btf_needs_its_base(tmp_path: Path) -> None:
+    from test_btf import Maker
+
+    from inspector.btf import Btf
+
+    base = Btf(SAMPLE)
+    split = Maker(first=base.end_id, strings=base.string_end)
+    split.struct("luo_ser", 8, [("x", 1, 0)])
+    module, vmlinux = tmp_path / "m.ko", tmp_path / "vmlinux"
+    module.write_bytes(elf({".BTF": (0, split.blob()), ".modinfo": (ALLOC, b"\0vermagic=7.3 x\0")}))
+    vmlinux.write_bytes(elf(PARTS))
+    with pytest.raises(UnreadableError, match="--base"):
+        measure(str(module))
+    measured = measure(str(module), base=str(vmlinux))
+    assert measured.release == "7.3"
+    assert [s.size for s in measured.structs["luo_ser"]] == [8]
+    plain = tmp_path / "plain"
+    plain.write_bytes(elf({".text": (ALLOC, b"x")}))
+    with pytest.raises(UnreadableError, match="no BTF in it"):
+        measure(str(module), base=str(plain))
+    distilled = tmp_path / "d.ko"
+    distilled.write_bytes(elf({".BTF": (0, split.blob()), ".BTF.base": (0, SAMPLE)}))
+    assert "luo_ser" in measure(str(distilled)).structs
+
+
+WHOLE = elf(PARTS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(0, len(WHOLE)),
+)
+def test_damaged_elf(changes: list[tuple[int, int]], length: int) -> None:
+    data = bytearray(WHOLE)
+    for at, value in changes:
+        data[at] = value
+    for candidate in (bytes(data), bytes(data[:length])):
+        try:
+            file = KernelFile(candidate, "x")
+            file.section(".BTF")
+            file.version_strings({"pci"})
+            file.release()
+        except KhoError:
+            pass

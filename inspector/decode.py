@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
+
 from abi import fdt
-from abi.boot import kho_scratch
+from abi.boot import kho_data, kho_scratch, setup_data_hdr
 from abi.luo import LuoGeneration
 from abi.registry import Generation
 from inspector import detect, recover
 from inspector.detect import Verdict
 from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
-from inspector.locate import Candidate, locate, ram_of
+from inspector.locate import Candidate, How, locate, ram_of
 from inspector.memory.base import MemoryFault, PhysicalMemory
 from inspector.moment import tell_moment
+from inspector.passthrough import decode_passthrough
 from inspector.survey import Survey
 from inspector.text import c_string
 from inspector.walk import clients, files
 from inspector.walk.clients import Blob, KhoTest
-from inspector.walk.fdt import read_tree
+from inspector.walk.fdt import read_tree, try_tree
 from inspector.walk.luo import walk_luo
 from inspector.walk.preserved import walk_map
 
@@ -49,6 +52,7 @@ def decode(
     image = Image(opened, location, best, survey)
     image.verdicts["kho"] = best.verdict.verdict
     survey.claim("root", "/", best.address, survey.page_size)
+    _handover(image)
     _note_anomalies(image)
     _map(image)
     _scratch(image)
@@ -106,6 +110,25 @@ def _promise(opened: PhysicalMemory, root: Root) -> int:
         elif blob[:4] == fdt.MAGIC_BYTES:
             promise += 4
     return promise
+
+
+def _handover(image: Image) -> None:
+    """Claim what leads to the root: boot_params and its setup_data, or the device tree."""
+    survey, record = image.survey, image.root.candidate.handover
+    if record is None:
+        return
+    if record.how is How.CHOSEN:
+        tree = try_tree(image.memory, record.address)
+        if tree is not None:
+            survey.claim("device-tree", "/", record.address, tree.header.totalsize)
+        return
+    survey.place(kho_data, record.address, "/")
+    survey.claim("handover", "/", record.address, kho_data.size)
+    if record.parent is not None:
+        survey.claim("boot-params", "/", record.parent, 0x1000)
+        nodes = np.array(image.location.setup_data, np.uint64)
+        survey.place(setup_data_hdr, nodes, "/")
+        survey.claim("handover", "/", nodes, setup_data_hdr.size)
 
 
 def _note_anomalies(image: Image) -> None:
@@ -259,6 +282,7 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
         image.lost += image.luo.lost
     if image.luo is not None:
         files.decode_states(image, overrides)
+        decode_passthrough(image, overrides)
 
 
 def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) -> Verdict:

@@ -9,17 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from inspector import passthrough_view
 from inspector.findings import Finding
 from inspector.image import Image
 from inspector.text import name_text
 from inspector.tree import Node
+from inspector.walk.iommufd import Iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
+from inspector.walk.vfio_pci import VfioDevice
 
 #: Keys of a file entry that hold a handler's state: key -> (type, state -> JSON).
-FILE_STATES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {}
+FILE_STATES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
+    "iommufd": (Iommufd, passthrough_view.iommufd),
+    "vfio_pci": (VfioDevice, passthrough_view.vfio_pci),
+}
 #: Top-level keys that other layers add: key -> image -> JSON or None.
-PARTS: dict[str, Callable[[Image], Any]] = {}
+PARTS: dict[str, Callable[[Image], Any]] = {
+    "iommu": passthrough_view.iommu,
+    "pci": passthrough_view.pci,
+}
 
 
 def document(image: Image) -> dict[str, Any]:

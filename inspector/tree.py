@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abi.errors import UsageError
+from inspector import passthrough_view
 from inspector.image import Image, MapState
 from inspector.text import display, parse_integer, path_component, plural, size_text
+from inspector.walk.iommu import IommuState
+from inspector.walk.iommufd import Iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
+from inspector.walk.pci import PciState
+from inspector.walk.vfio_pci import VfioDevice
 
 #: (label, value) pairs, in order.
 Facts = list[tuple[str, str]]
@@ -76,7 +81,12 @@ SECTIONS: list[Callable[[Image], Node | None]] = []
 #: What the state of a file or FLB looks like: type -> (facts, children).
 DETAILS: dict[
     type, Callable[[Any], tuple[list[tuple[str, str]], Callable[[], Iterator[Node]]]]
-] = {}
+] = {
+    IommuState: passthrough_view.iommu_details,
+    Iommufd: passthrough_view.iommufd_details,
+    PciState: passthrough_view.pci_details,
+    VfioDevice: passthrough_view.vfio_details,
+}
 
 
 def _sections(image: Image) -> Iterator[Node]:

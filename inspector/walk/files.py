@@ -29,6 +29,16 @@ DECODERS: dict[str, Decoder] = {
 }
 
 
+#: Layers whose files are decoded together, each being evidence for the others
+#: (:mod:`inspector.passthrough`).
+JOINT_LAYERS = ("iommufd", "vfio-pci")
+
+
+def _is_joint(string: bytes) -> bool:
+    text = string.decode("utf-8", "replace")
+    return any(registry.named(layer, text) for layer in JOINT_LAYERS)
+
+
 def layer_of(string: bytes) -> str | None:
     """The layer whose handlers use a string."""
     text = string.decode("utf-8", "replace")
@@ -44,6 +54,8 @@ def decode_states(image: Image, overrides: Mapping[str, Generation]) -> None:
             layer = layer_of(file.compatible)
             if layer is None:
                 chosen[file.compatible] = None
+                if _is_joint(file.compatible):
+                    continue
                 image.survey.findings.info(
                     "KHO-LUO-014",
                     f"no decoder for files of handler {file.compatible!r}",

@@ -1,0 +1,196 @@
+"""Which posting wrote the PCI state and the VFIO files: see :mod:`inspector.detect_iommu`.
+
+Their strings say even less: ``pci-v1`` names five layouts, ``vfio-pci-v1`` four. What
+tells them apart is the devices themselves: a device of the IOMMU state has to be in the
+list, and a VFIO file has to name one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from abi import registry
+from abi.iommu import IommuGeneration
+from abi.pci import FLB_VERSIONS, ArrayForm, PciGeneration
+from abi.registry import Generation
+from abi.vfio_pci import VfioPciGeneration
+from inspector.detect import Verdict, decide
+from inspector.detect_iommu import trial_survey
+from inspector.evidence import Evidence, Plausibility, order
+from inspector.memory.base import PageState
+from inspector.survey import Survey
+from inspector.walk.iommu import IommuState
+from inspector.walk.pci import PciState, walk_pci
+from inspector.walk.vfio_pci import VfioDevice, walk_vfio_pci
+
+#: PCI segment and bus << 8 | devfn.
+Key = tuple[int, int]
+
+
+def iommu_devices(state: IommuState | None) -> frozenset[Key]:
+    """The devices that are live in the IOMMU state."""
+    if state is None:
+        return frozenset()
+    live = ~state.devices.deleted
+    segments = state.devices.column("pci_domain_nr")[live].tolist()
+    return frozenset(zip(segments, state.devices.column("devid")[live].tolist(), strict=True))
+
+
+def detect_pci(
+    survey: Survey,
+    likely: Plausibility,
+    string: str,
+    address: int,
+    expected: frozenset[Key] = frozenset(),
+    override: Generation | None = None,
+) -> Verdict:
+    """The verdict on the PCI state at ``address``; ``expected`` devices must be in it."""
+    tried: list[tuple[Generation, Evidence, int]] = []
+    for rank, generation in enumerate(registry.named("pci", string)):
+        generation = cast("PciGeneration", generation)
+        evidence = _judge_pci(survey, likely, generation, string, address, expected)
+        tried.append((generation, evidence, rank))
+    return decide("pci", order(tried), override)
+
+
+def _judge_pci(
+    survey: Survey,
+    likely: Plausibility,
+    generation: PciGeneration,
+    string: str,
+    address: int,
+    expected: frozenset[Key],
+) -> Evidence:
+    evidence = Evidence()
+    trial = trial_survey(survey)
+    state = walk_pci(trial, generation, address, "/trial")
+    evidence.constraint("the root can be read", state is not None)
+    if state is None:
+        return evidence
+    root = generation.root.unpack(survey.memory.read(address, generation.root.size))
+    if state.version is not None:
+        evidence.constraint("the version is known", state.version in FLB_VERSIONS)
+    if generation.form is ArrayForm.BLOCKS:
+        block = np.array([root["devices"]], np.uint64)
+        good = likely.aligned(block) & (likely.known(block) | (block == 0))
+        evidence.constraint("the list of devices is in memory", good)
+    padding = [v for k, v in root.items() if k.startswith("_pad")]
+    if padding:
+        evidence.constraint("padding of the root is 0", not any(b"".join(padding)))
+    if state.maximum is not None:
+        evidence.constraint("no more devices than slots", state.nr_devices <= state.maximum)
+    evidence.constraint("every slot can be read", state.complete)
+    _judge_slots(evidence, generation, string, state)
+    keys = {(d.domain, d.bdf) for d in state.devices}
+    evidence.constraint("no device twice", len(keys) == len(state.devices))
+    if expected:
+        present = np.array([key in keys for key in sorted(expected)])
+        evidence.constraint("every device of the IOMMU state is listed", present)
+    return evidence
+
+
+def _judge_slots(
+    evidence: Evidence, generation: PciGeneration, string: str, state: PciState
+) -> None:
+    used = state.devices
+    evidence.constraint("no more slots in use than counted", len(used) <= state.nr_devices)
+    reserved = [d.values["reserved"] == 0 for d in state.slots if "reserved" in d.values]
+    evidence.constraint("reserved words are 0", np.array(reserved, np.bool_))
+    if generation.has_refcount and (generation.count_bits == 64 or string != "pci-v1"):
+        evidence.constraint(
+            "devices are counted in use", np.array([bool(d.refcount) for d in used], np.bool_)
+        )
+    if state.maximum is not None and len(state.slots) > state.nr_devices:
+        spare = [any(_flat(d.values)) for d in state.slots[state.nr_devices :]]
+        evidence.hint("slots behind the count are empty", not any(spare))
+    padding = [v for d in used for k, v in d.values.items() if k.startswith("_pad")]
+    if padding:
+        evidence.constraint("padding of devices is 0", not any(b"".join(padding)))
+    names = [d.values["driver_name"] for d in used if "driver_name" in d.values]
+    sane = [n.partition(b"\0")[0].isascii() and b"\0" in n for n in names]
+    evidence.constraint("driver names are text", np.array(sane, np.bool_))
+
+
+def _flat(values: dict[str, Any]) -> list[int]:
+    return [v for v in values.values() if isinstance(v, int)]
+
+
+# -- VFIO files ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VfioFile:
+    """What the verdict on VFIO files needs: where one lies, and its session's iommufd tokens."""
+
+    address: int
+    iommufd_tokens: tuple[int, ...]
+
+
+def detect_vfio_pci(
+    survey: Survey,
+    string: str,
+    files: Sequence[VfioFile],
+    devices: frozenset[Key],
+    iommu: IommuGeneration | None = None,
+    override: Generation | None = None,
+) -> Verdict:
+    """The verdict on all VFIO files of one string together; they name some of ``devices``."""
+    tried: list[tuple[Generation, Evidence, int]] = []
+    for rank, generation in enumerate(registry.named("vfio-pci", string)):
+        generation = cast("VfioPciGeneration", generation)
+        evidence = _judge_vfio(survey, generation, files, devices)
+        if iommu is not None:
+            with_token = iommu.id.startswith("iommu-v1-")
+            evidence.hint(f"it goes with {iommu.id}", not generation.has_iommufd or with_token)
+        tried.append((generation, evidence, rank))
+    return decide("vfio-pci", order(tried), override)
+
+
+def _judge_vfio(
+    survey: Survey,
+    generation: VfioPciGeneration,
+    files: Sequence[VfioFile],
+    devices: frozenset[Key],
+) -> Evidence:
+    evidence = Evidence()
+    trial = trial_survey(survey)
+    read = [(f, walk_vfio_pci(trial, generation, f.address, "/trial")) for f in files]
+    found = [(f, d) for f, d in read if d is not None]
+    evidence.constraint("every struct can be read", len(found) == len(files))
+    if not found:
+        return evidence
+    if devices:
+        bdfs = {bdf for _, bdf in devices}
+        known = [d.bdf in bdfs if d.domain is None else (d.domain, d.bdf) in devices
+                 for _, d in found]  # fmt: skip
+        evidence.constraint(
+            "every file names a device of the other layers",
+            np.array(known),
+            lambda i: found[i][1].name,
+        )
+    resets = [d.reset_works <= 1 for _, d in found if d.reset_works is not None]
+    evidence.constraint("reset_works is 0 or 1", np.array(resets, np.bool_))
+    if generation.has_iommufd:
+        token = [d.iommufd_token in {t & 0xFFFFFFFF for t in f.iommufd_tokens} for f, d in found]
+        evidence.constraint("the iommufd's token is one of the session", np.array(token))
+    if generation.saved_state:
+        sizes = [d.values["cfg_size"] in (256, 4096) for _, d in found]
+        evidence.constraint("sizes of configuration space are 256 or 4096", np.array(sizes))
+    rest = [spare for _, d in found if (spare := _rest(survey, d)) is not None]
+    evidence.constraint(
+        "nothing but zeros behind the struct", np.array([not any(r) for r in rest], np.bool_)
+    )
+    return evidence
+
+
+def _rest(survey: Survey, device: VfioDevice) -> bytes | None:
+    """What lies behind the struct in its last page."""
+    end = device.address + device.generation.root.size
+    size = -end % survey.page_size
+    if survey.memory.state(end, max(size, 1)) is not PageState.PRESENT:
+        return None
+    return survey.memory.read(end, size)

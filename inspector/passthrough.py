@@ -1,0 +1,305 @@
+"""Passed-through devices: decode IOMMU, iommufd, VFIO and PCI state, and join them up.
+
+The four layers are decoded together, because each is evidence for the layout of the
+others. What comes of it is one picture: device -> hardware unit, domain, page table;
+domain -> HWPT (token) -> iommufd file -> session; device -> VFIO file -> session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from abi import registry
+from abi.iommu import Header, IommuGeneration
+from abi.iommufd import IommufdGeneration
+from abi.pci import PciGeneration
+from abi.registry import Generation
+from abi.vfio_pci import VfioPciGeneration
+from inspector.detect import Verdict
+from inspector.detect_iommu import detect_iommu, detect_iommufd, domain_data_readings
+from inspector.detect_pci import Key, VfioFile, detect_pci, detect_vfio_pci, iommu_devices
+from inspector.evidence import Plausibility
+from inspector.findings import Severity
+from inspector.walk.iommu import Device, Domain, IommuState, Unit, device_name, walk_iommu
+from inspector.walk.iommufd import Hwpt, Iommufd, walk_iommufd
+from inspector.walk.luo import File, Flb, Session
+from inspector.walk.pci import PciDevice, PciState, walk_pci
+from inspector.walk.vfio_pci import VfioDevice, walk_vfio_pci
+
+if TYPE_CHECKING:
+    from inspector.image import Image
+
+Overrides = Mapping[str, Generation]
+
+
+def decode_passthrough(image: Image, overrides: Overrides) -> None:
+    """Decode the state of every iommufd and VFIO file and of the IOMMU and PCI FLBs."""
+    if image.luo is None:
+        return
+    likely = Plausibility(image.memory, image.page_size, image.preserved)
+    files = list(image.luo.files())
+    iommufds = [f for _, f in files if _is(f.compatible, "iommufd") and f.data]
+    _iommu(image, likely, iommufds, overrides)
+    iommu = iommu_state(image)
+    if iommufds:
+        verdict = detect_iommufd(
+            image.survey,
+            likely,
+            _text(iommufds[0].compatible),
+            [f.data for f in iommufds],
+            iommu,
+            overrides.get("iommufd"),
+        )
+        _note(image, "iommufd", verdict)
+        for file in iommufds:
+            generation = cast("IommufdGeneration | None", verdict.generation)
+            if generation is not None:
+                file.state = walk_iommufd(image.survey, generation, file.data, file.path)
+    _pci(image, likely, overrides)
+    _vfio(image, files, overrides)
+    _check(image)
+
+
+def _is(string: bytes, layer: str) -> bool:
+    return bool(registry.named(layer, _text(string)))
+
+
+def _text(string: bytes) -> str:
+    return string.decode("utf-8", "replace")
+
+
+def _flbs(image: Image, layer: str) -> Iterator[Flb]:
+    assert image.luo is not None
+    return (f for f in image.luo.flbs if f.data and _is(f.name, layer))
+
+
+def _iommu(image: Image, likely: Plausibility, iommufds: list[File], overrides: Overrides) -> None:
+    for flb in _flbs(image, "iommu"):
+        anchors = domain_data_readings(image.survey, [f.data for f in iommufds])
+        verdict = detect_iommu(
+            image.survey, likely, _text(flb.name), flb.data, anchors, overrides.get("iommu")
+        )
+        _note(image, "iommu", verdict)
+        generation = cast("IommuGeneration | None", verdict.generation)
+        if generation is not None:
+            flb.state = walk_iommu(image.survey, generation, flb.data, flb.path)
+
+
+def _pci(image: Image, likely: Plausibility, overrides: Overrides) -> None:
+    expected = iommu_devices(iommu_state(image))
+    for flb in _flbs(image, "pci"):
+        verdict = detect_pci(
+            image.survey, likely, _text(flb.name), flb.data, expected, overrides.get("pci")
+        )
+        _note(image, "pci", verdict)
+        generation = cast("PciGeneration | None", verdict.generation)
+        if generation is not None:
+            flb.state = walk_pci(image.survey, generation, flb.data, flb.path)
+
+
+def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides) -> None:
+    devices = known_devices(image)
+    iommu = iommu_state(image)
+    by_string: dict[str, list[tuple[Session, File]]] = {}
+    for session, file in files:
+        if file.data and _is(file.compatible, "vfio-pci"):
+            by_string.setdefault(_text(file.compatible), []).append((session, file))
+    for string, found in by_string.items():
+        verdict = detect_vfio_pci(
+            image.survey,
+            string,
+            [VfioFile(f.data, _iommufd_tokens(s)) for s, f in found],
+            devices,
+            iommu.generation if iommu else None,
+            overrides.get("vfio-pci"),
+        )
+        _note(image, "vfio-pci", verdict)
+        generation = cast("VfioPciGeneration | None", verdict.generation)
+        if generation is not None:
+            for _, file in found:
+                file.state = walk_vfio_pci(image.survey, generation, file.data, file.path)
+
+
+def _iommufd_tokens(session: Session) -> tuple[int, ...]:
+    return tuple(f.token for f in session.files if _is(f.compatible, "iommufd"))
+
+
+def _note(image: Image, layer: str, verdict: Verdict) -> None:
+    image.verdicts.setdefault(layer, verdict)
+    findings = image.survey.findings
+    if verdict.tied:
+        assert verdict.generation is not None
+        others = ", ".join(g.id for g in verdict.tied)
+        findings.info(
+            "KHO-ABI-001",
+            f"{layer}: the bytes fit {verdict.generation.id} and {others} equally well",
+            path="/LUO",
+        )
+    best = verdict.candidates[0] if verdict.candidates else None
+    if best is not None and best.violations and verdict.how != "override":
+        findings.warning(
+            "KHO-ABI-002",
+            f"{layer}: no known layout fits; {best.generation.id} does best,"
+            f" but: {'; '.join(best.violations[:3])}",
+            path="/LUO",
+        )
+
+
+# -- the parts ------------------------------------------------------------------------------------
+
+
+def iommu_state(image: Image) -> IommuState | None:
+    """The IOMMU state of an image."""
+    return next((f.state for f in _all_flbs(image) if isinstance(f.state, IommuState)), None)
+
+
+def pci_state(image: Image) -> PciState | None:
+    """The PCI state of an image."""
+    return next((f.state for f in _all_flbs(image) if isinstance(f.state, PciState)), None)
+
+
+def _all_flbs(image: Image) -> list[Flb]:
+    return image.luo.flbs if image.luo is not None else []
+
+
+def iommufds(image: Image) -> Iterator[tuple[Session, File, Iommufd]]:
+    """Every decoded iommufd file."""
+    if image.luo is not None:
+        for session, file in image.luo.files():
+            if isinstance(file.state, Iommufd):
+                yield session, file, file.state
+
+
+def vfio_devices(image: Image) -> Iterator[tuple[Session, File, VfioDevice]]:
+    """Every decoded VFIO file."""
+    if image.luo is not None:
+        for session, file in image.luo.files():
+            if isinstance(file.state, VfioDevice):
+                yield session, file, file.state
+
+
+def known_devices(image: Image) -> frozenset[Key]:
+    """(segment, BDF) of the devices in the PCI state, or else in the IOMMU state."""
+    pci = pci_state(image)
+    if pci is not None and pci.devices:
+        return frozenset((d.domain, d.bdf) for d in pci.devices)
+    return iommu_devices(iommu_state(image))
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HwptUse:
+    """A HWPT that leads to a domain, and whose it is."""
+
+    session: Session
+    file: File
+    hwpt: Hwpt
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePicture:
+    """All that an image says of one device. Any part may be missing."""
+
+    name: str
+    key: Key
+    device: Device | None
+    unit: Unit | None
+    domain: Domain | None
+    hwpts: tuple[HwptUse, ...]
+    vfio: tuple[tuple[Session, File, VfioDevice], ...]
+    pci: PciDevice | None
+
+
+def hwpts_by_domain(image: Image) -> dict[int, list[HwptUse]]:
+    """HWPTs by the address of the domain object they name."""
+    found: dict[int, list[HwptUse]] = {}
+    for session, file, state in iommufds(image):
+        for hwpt in state.hwpts:
+            found.setdefault(hwpt.domain_data, []).append(HwptUse(session, file, hwpt))
+    return found
+
+
+def devices(image: Image) -> list[DevicePicture]:
+    """One picture for each device that any of the layers names, by PCI address."""
+    iommu, pci = iommu_state(image), pci_state(image)
+    by_key: dict[Key, Device] = {}
+    if iommu is not None:
+        by_key = {(d.pci_domain_nr, d.devid): d for d in iommu.devices.live()}
+    slots = {(d.domain, d.bdf): d for d in pci.devices} if pci is not None else {}
+    files: dict[Key, list[tuple[Session, File, VfioDevice]]] = {}
+    for entry in vfio_devices(image):
+        state = entry[2]
+        files.setdefault((state.domain or 0, state.bdf), []).append(entry)
+    hwpts = hwpts_by_domain(image)
+    pictures = []
+    for key in sorted(by_key.keys() | slots.keys() | files.keys()):
+        device = by_key.get(key)
+        unit = domain = None
+        if device is not None and iommu is not None:
+            unit = iommu.units.at(device.iommu_phys)
+            domain = iommu.domains.at(device.domain_phys)
+        uses = tuple(hwpts.get(domain.address, ())) if domain is not None else ()
+        name = device_name(*key)
+        pictures.append(
+            DevicePicture(
+                name, key, device, unit, domain, uses, tuple(files.get(key, ())), slots.get(key)
+            )
+        )
+    return pictures
+
+
+# -- joints that do not fit -----------------------------------------------------------------------
+
+
+def _check(image: Image) -> None:
+    """Findings where layers contradict each other: ``KHO-IOM-01x``, ``KHO-IFD-01x``."""
+    iommu = iommu_state(image)
+    findings = image.survey.findings
+    if iommu is not None:
+        _check_iommu(image, iommu)
+        for _, _, state in iommufds(image):
+            for hwpt in state.hwpts:
+                domain = iommu.domains.at(hwpt.domain_data)
+                if domain is None or domain.deleted:
+                    what = "no domain object" if domain is None else "a deleted domain"
+                    findings.error(
+                        "KHO-IFD-010",
+                        f"HWPT {hwpt.token:#x} names {what} at {hwpt.domain_data:#x}",
+                        path=hwpt.path,
+                        address=hwpt.address,
+                    )
+    known = known_devices(image)
+    for _, file, device in vfio_devices(image):
+        key = device.domain or 0, device.bdf
+        if known and key not in known and device.domain is not None:
+            findings.error(
+                "KHO-VFI-010",
+                f"{device.name} is not among the preserved PCI devices",
+                path=file.path,
+                address=device.address,
+            )
+
+
+def _check_iommu(image: Image, iommu: IommuState) -> None:
+    # Up to the second posting a device stayed unmarked when its domain was deleted.
+    marks_devices = iommu.generation.header is Header.FLAGS
+    for device in iommu.devices.live():
+        for what, target, address in (
+            ("domain", iommu.domains.at(device.domain_phys), device.domain_phys),
+            ("unit", iommu.units.at(device.iommu_phys), device.iommu_phys),
+        ):
+            if target is not None and not target.deleted:
+                continue
+            wrong = "points to no object" if target is None else "is deleted"
+            severity = Severity.ERROR if target is None or marks_devices else Severity.INFO
+            image.survey.findings.add(
+                "KHO-IOM-010",
+                severity,
+                f"{device.name}: its {what}, {address:#x}, {wrong}",
+                path=device.path,
+                address=device.address,
+            )

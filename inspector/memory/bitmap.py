@@ -1,7 +1,7 @@
 """Page bitmaps: membership, rank and runs of set bits, in bulk.
 
 A bitmap of a large dump stays where it is, in the mapped file; only the number of set
-bits before every 4096th is kept (1/64 of its size).
+bits before every 4096th is kept (1/64 of its size), and nothing for holes of the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PageBitmap:
         self.bits = bits
         self._words = words
         self._data_ranges = data_ranges
-        self._before: I64Array | None = None
+        self._before: tuple[I64Array, I64Array, I64Array, I64Array] | None = None
 
     def words(self, first: int, end: int) -> U64Array:
         """Words ``[first, end)``, the last one without bits that do not count. May be a view."""
@@ -66,12 +66,17 @@ class PageBitmap:
 
     def rank(self, pfns: U64Array) -> I64Array:
         """Number of set bits before each page frame."""
-        before = self._directory()
+        first, count, place, before = self._directory()
         pfns = np.minimum(pfns, np.uint64(self.bits)).astype(np.int64)
-        ranks: I64Array = before[pfns >> 12]
+        if not len(first):
+            return np.zeros(len(pfns), np.int64)
+        block = pfns >> 12
+        chunk = np.maximum(np.searchsorted(first, block, "right") - 1, 0)
+        inside = np.clip(block - first[chunk], 0, count[chunk])
+        ranks: I64Array = before[place[chunk] + inside]
         column = np.arange(_BLOCK_WORDS)
-        last = max(len(self._words) - 1, 0)
-        for at in range(0, len(pfns) if len(self._words) else 0, 4096):
+        last = len(self._words) - 1
+        for at in range(0, len(pfns), 4096):
             part = pfns[at : at + 4096]
             index = (part >> 12)[:, None] * _BLOCK_WORDS + column
             words = self._words[np.minimum(index, last)]
@@ -83,20 +88,28 @@ class PageBitmap:
             ranks[at : at + 4096] += counts.reshape(words.shape).sum(axis=1, dtype=np.int64)
         return ranks
 
-    def _directory(self) -> I64Array:
+    def _directory(self) -> tuple[I64Array, I64Array, I64Array, I64Array]:
+        """Bits before each block of 4096, of the chunks that hold data.
+
+        Per chunk: first block, number of blocks, and where its numbers begin in the last
+        column, which has one more than blocks for each chunk.
+        """
         if self._before is None:
-            blocks = self.bits // (64 * _BLOCK_WORDS) + 1
-            counts = np.zeros(blocks + 1, np.int64)
-            for first, end in self._chunks():
+            rows, before = [], [np.zeros(0, np.int64)]
+            place = total = 0
+            for first, end in self.chunks():
                 found = popcount(self.words(first, end)).astype(np.int64)
-                starts = np.arange(0, end - first, _BLOCK_WORDS)
-                block = first // _BLOCK_WORDS
-                counts[block + 1 : block + 1 + len(starts)] += np.add.reduceat(found, starts)
-            self._before = np.cumsum(counts)
+                counts = np.add.reduceat(found, np.arange(0, end - first, _BLOCK_WORDS))
+                rows.append((first // _BLOCK_WORDS, len(counts), place))
+                before.append(np.concatenate(([total], total + np.cumsum(counts))))
+                place += len(counts) + 1
+                total = int(before[-1][-1])
+            columns = np.array(rows, np.int64).reshape(-1, 3).T
+            self._before = columns[0], columns[1], columns[2], np.concatenate(before)
         return self._before
 
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        """Word ranges that cover all data, beginning at whole blocks, ascending, disjoint."""
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of words that cover all data, beginning at whole blocks, ascending."""
         total = (self.bits + 63) // 64
         block = 8 * _BLOCK_WORDS
         done = 0
@@ -110,7 +123,7 @@ class PageBitmap:
 
     def set_bits(self) -> Iterator[I64Array]:
         """Page frames whose bit is set, ascending, in chunks."""
-        for first, end in self._chunks():
+        for first, end in self.chunks():
             for at in range(first, end, 1 << 12):
                 words = self.words(at, min(at + (1 << 12), end))
                 if words.any():

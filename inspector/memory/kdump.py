@@ -8,6 +8,7 @@ are several files, each with the descriptors of its own range of page frames.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +25,7 @@ from inspector.memory.base import (
     U8Array,
     U64Array,
 )
-from inspector.memory.bitmap import edge_positions
+from inspector.memory.bitmap import PageBitmap, edge_positions
 from inspector.memory.files import ImageFile
 from inspector.memory.kdump_part import DESCRIPTOR, ONE_DESCRIPTOR, DumpPart
 from inspector.memory.segments import I64Array
@@ -154,15 +155,17 @@ class KdumpMemory(PhysicalMemory):
     def _runs(self) -> Iterator[Region]:
         """Runs of one state, from the bitmaps in bounded pieces."""
         start, state = 0, int(PageState.OUTSIDE)
-        total = (self._frames + 63) // 64
         limits = {edge for p in self._parts for edge in (p.start, p.end, *_cut(p))}
         limits |= self.damaged.keys() | {pfn + 1 for pfn in self.damaged}
         extra = np.array(sorted(limits), np.int64)
         bitmaps = [self._ram, *(part.dumped for part in self._parts)]
         carry = [0] * len(bitmaps)
-        for at in range(0, total, 1 << 12):
-            end = min(at + (1 << 12), total)
-            edges = [extra[(extra >= at * 64) & (extra < end * 64)]]
+        behind = 0
+        for at, end in _pieces(bitmaps):
+            if at != behind:  # a hole of the file before: no bit is set there
+                carry = [0] * len(bitmaps)
+            behind = end
+            edges = [extra[(extra >= at * 64) & (extra < end * 64)], np.array([end * 64])]
             for i, bitmap in enumerate(bitmaps):
                 words = bitmap.words(at, end)
                 edges.append(edge_positions(words, carry[i]) + at * 64)
@@ -382,6 +385,15 @@ class KdumpMemory(PhysicalMemory):
         """Release the files."""
         for file in self._files:
             file.close()
+
+
+def _pieces(bitmaps: Sequence[PageBitmap]) -> Iterator[tuple[int, int]]:
+    """Ranges of at most 4096 words in which some bitmap has data, ascending, disjoint."""
+    done = 0
+    for first, last in heapq.merge(*(bitmap.chunks() for bitmap in bitmaps)):
+        for at in range(max(first, done), last, 1 << 12):
+            done = min(at + (1 << 12), last)
+            yield at, done
 
 
 def _cut(part: DumpPart) -> tuple[int, ...]:

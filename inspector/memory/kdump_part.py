@@ -136,11 +136,15 @@ class DumpPart:
                 if not found["offset"].all():
                     self.valid = at + int(np.argmin(found["offset"] != 0))
                     break
+        # The last pages should be there. One descriptor that points far away is damage, not
+        # the sign of a file that was cut off.
         last = self.descriptors(max(self.valid - 256, 0), self.valid)
-        if len(last):
-            end = int((last["offset"] + last["size"]).max())
-            if end > self.data.size and not self.status & INCOMPLETE:
-                raise truncated(self.name, "the page data", end, self.data.size)
+        sane = (last["size"] <= 2 * self.block) & (
+            last["offset"] < self.descriptors_at + size + self.count * 2 * self.block
+        )
+        end = int((last["offset"] + last["size"])[sane].max(initial=0))
+        if end > self.data.size and not self.status & INCOMPLETE:
+            raise truncated(self.name, "the page data", end, self.data.size)
 
     def descriptors(self, first: int, end: int) -> npt.NDArray[Any]:
         """Descriptors by rank, as a structured array."""

@@ -1,0 +1,115 @@
+"""zstd around any container: transparent, sparse, and strict about damage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import zstandard
+from memory_model import CORPUS, core
+
+from abi.errors import UnreadableError
+from inspector import memory
+from inspector.memory import zst
+from inspector.memory.files import open_file
+
+CORE = core([(0x1000, os.urandom(3000) + bytes(1096), 4096), (0x9000, b"z" * 4096, 8192)])
+
+
+def packed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(data)
+
+
+def opened(tmp_path: Path, data: bytes) -> memory.PhysicalMemory:
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    return memory.open(path)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_frames_and_skippable_frames(tmp_path: Path, frames: int) -> None:
+    step = -(-len(CORE) // frames)
+    data = b"\x53\x2a\x4d\x18\3\0\0\0abc"
+    for at in range(0, len(CORE), step):
+        data += packed(CORE[at : at + step]) + b"\x50\x2a\x4d\x18\0\0\0\0"
+    with opened(tmp_path, data) as image:
+        assert image.kind == "elf"
+        assert image.read(0x9000, 4) == b"zzzz"
+        assert image.read(0x1000, 3000) == CORE[4096:7096]
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    data = packed(CORE)
+    for size in [*range(4, len(data), 97), len(data) - 1]:
+        with pytest.raises(UnreadableError, match="truncated zstd file"):
+            opened(tmp_path, data[:size])
+
+
+def test_garbage_and_damage(tmp_path: Path) -> None:
+    data = packed(CORE)
+    with pytest.raises(UnreadableError, match="5 bytes of garbage behind the zstd data"):
+        opened(tmp_path, data + b"trash")
+    broken = bytearray(data)
+    broken[len(data) // 2] ^= 0xFF
+    with pytest.raises(UnreadableError, match="damaged zstd data"):
+        opened(tmp_path, bytes(broken))
+    with pytest.raises(UnreadableError, match="holds nothing"):
+        opened(tmp_path, packed(b""))
+    with pytest.raises(UnreadableError, match="truncated zstd file"):
+        opened(tmp_path, b"\x50\x2a\x4d\x18\xff\xff\xff\xff")
+    with pytest.raises(UnreadableError, match="not a memory dump"):
+        opened(tmp_path, packed(b"hello"))
+
+
+def test_a_compressed_sparse_image_stays_sparse(tmp_path: Path) -> None:
+    """512 MiB of nothing with one root in it: neither disk nor memory for the zeros."""
+    path = tmp_path / "big.zst"
+    with path.open("wb") as stream, zstandard.ZstdCompressor(level=1).stream_writer(stream) as out:
+        zeros = bytes(1 << 20)
+        for i in range(512):
+            out.write(zeros if i != 300 else b"\xd0\x0d\xfe\xed" + zeros[4:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    file = zst.decompress(open_file(str(path)))
+    assert file.size == 512 << 20
+    assert os.fstat(file._fd).st_blocks * 512 < 1 << 20
+    file.close()
+    with memory.open(path) as image:
+        assert list(memory.find_words(image, 0xEDFE0DD0)) == [300 << 20]
+        assert image.read(400 << 20, 4096) == bytes(4096)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_the_corpus_is_what_its_manifest_says() -> None:
+    manifest = json.loads((CORPUS / "manifest.json").read_text())
+    assert (manifest["format"], manifest["format_version"]) == ("kho-corpus", 1)
+    listed = {entry["file"] for entry in manifest["images"]}
+    assert {path.name for path in CORPUS.glob("*.zst")} <= listed
+    for entry in manifest["images"] + manifest["tables"]:
+        data = (CORPUS / entry["file"]).read_bytes()
+        assert len(data) == entry["size"]
+        assert hashlib.sha256(data).hexdigest() == entry["sha256"], entry["file"]
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.elf.zst")), ids=lambda path: path.name)
+def test_every_capture_opens(path: Path) -> None:
+    manifest = json.loads((CORPUS / "manifest.json").read_text())
+    entry = next(e for e in manifest["images"] if e["file"] == path.name)
+    file = zst.decompress(open_file(str(path)))
+    assert file.size == entry["elf_size"]
+    assert hashlib.sha256(file.data).hexdigest() == entry["elf_sha256"]
+    file.close()
+    with memory.open(path) as image:
+        assert (image.kind, image.machine) == ("elf", entry["machine"])
+        for region in image.regions:
+            assert region.state is memory.PageState.PRESENT
+            assert len(image.read(region.start, region.size)) == region.size
+        roots = [
+            pa
+            for pa in memory.find_words(image, 0xEDFE0DD0, entry["page_size"])
+            if b"kho-v" in image.read(pa, 4096)
+        ]
+        assert bool(roots) == entry["kho_root"]

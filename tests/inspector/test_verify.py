@@ -15,7 +15,13 @@ from typer.testing import CliRunner
 from abi import registry
 from abi.errors import UsageError
 from inspector import abi_sides
-from inspector.abi_diff import ChangeKind, Verdict, diff_struct
+from inspector.abi_diff import (
+    COVERED_BY,
+    ChangeKind,
+    Verdict,
+    diff_struct,
+    side_of_generation,
+)
 from inspector.cli.app import app
 from inspector.layout import MeasuredKernel, MeasuredStruct
 from inspector.measure import measure
@@ -382,3 +388,25 @@ def test_command_diff() -> None:
     status, text = run("diff", "iommufd-13", "iommufd-24", "--format", "sarif")
     assert status == 4
     assert "KHO-ABI-020" in {r["ruleId"] for r in json.loads(text)["runs"][0]["results"]}
+
+
+@pytest.mark.parametrize("page_size", [0x1000, 0x4000, 0x10000])
+@pytest.mark.parametrize("generation", [str(g) for g in registry.every() if g.layouts])
+def test_every_generation_is_found_again(generation: str, page_size: int) -> None:
+    """A kernel with exactly the structs and strings of a generation fits that one, or its twin."""
+    chosen = registry.get(*generation.split("=", 1))
+    side = side_of_generation(chosen, page_size)
+    strings = set(chosen.strings)
+    if cover := COVERED_BY.get(chosen.layer):
+        releases = set(chosen.kernels)
+        twin = next(g for g in registry.generations(cover) if releases & set(g.kernels))
+        strings |= set(twin.strings)
+    kernel = MeasuredKernel(
+        "made", "record", side.structs, side.constants, frozenset(strings), byteorder="little"
+    )
+    report = verify(kernel, page_size=page_size)
+    (layer,) = [r for r in report.layers if r.layer == chosen.layer]
+    assert layer.verdict is Verdict.NO_CHANGE
+    found = {g.id for g in (layer.generation, *layer.also)}
+    assert chosen.id in found
+    assert all(registry.get(chosen.layer, i).layouts.keys() == chosen.layouts.keys() for i in found)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from abi.errors import UnreadableError
+from abi.errors import KhoError, UnreadableError
 from inspector.memory.base import PageState
 
 _SEAL_EXEC = 0x20
@@ -219,9 +219,28 @@ def truth_beside(image: Path) -> Path | None:
 def expect(image: Path, truth: Path | None = None) -> Expectation:
     """What to expect of an image: a truth file that is given or lies beside it, else itself.
 
-    An image that does not decode at all expects nothing but a boot.
+    Content that the image does not hold (filtered, cut down) is not compared.
     """
     truth = truth or truth_beside(image)
-    if truth is not None:
-        return from_truth(truth)
-    return from_image(image)
+    if truth is None:
+        return from_image(image)
+    expected = from_truth(truth)
+    try:
+        held = from_image(image)
+    except KhoError:
+        return expected
+    whole = {(f.session, f.token) for f in held.files if f.sha256 is not None}
+    known = {(f.session, f.token) for f in held.files}
+    expected.files = [
+        replace(f, sha256=None)
+        if (f.session, f.token) in known and (f.session, f.token) not in whole
+        else f
+        for f in expected.files
+    ]
+    regions = {r.name: r.sha256 for r in held.regions}
+    expected.regions = [
+        replace(r, sha256=None) if r.name in regions and regions[r.name] is None else r
+        for r in expected.regions
+    ]
+    expected.kho_test = expected.kho_test and held.kho_test
+    return expected

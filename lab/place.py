@@ -15,7 +15,7 @@ import numpy as np
 
 from abi.errors import UsageError
 from inspector.locate import Handover, locate, ram_of
-from inspector.memory.base import MemoryFault, PhysicalMemory
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory
 from lab.build import Kernel
 from lab.host import LabError, os_errors
 from lab.ram import Ram
@@ -25,6 +25,8 @@ _ALIGN = 2 << 20
 _MAX_RAM = 16 << 30
 _CHUNK = 1 << 20
 _POISON = 0x6B
+#: QEMU's dumps end with the ROM below 4 GiB, which is no loss.
+_ROM = 256 << 10
 
 # boot_params (Documentation/arch/x86/zero-page.rst) and its setup header (boot.rst).
 _E820_COUNT = 0x1E8
@@ -99,9 +101,9 @@ def fill(
     ram = Ram(size)
     try:
         if poison:
-            _poison(ram)
+            _poison(memory, ram)
         lost = _copy(memory, ram)
-        if lost:
+        if lost > _ROM:
             notes.append(f"{lost} bytes of the image lie beyond the guest's memory")
         table = [(r.start, r.size) for r in usable] if usable else _plain_table(ram)
         placement = _place(
@@ -154,10 +156,17 @@ def _copy(memory: PhysicalMemory, ram: Ram) -> int:
     return lost
 
 
-def _poison(ram: Ram) -> None:
+def _poison(memory: PhysicalMemory, ram: Ram) -> None:
+    """Fill what the image does not hold. A zero page that it holds stays zero."""
     piece = bytes([_POISON]) * _CHUNK
-    for at in range(0, ram.low, _CHUNK):
-        ram.write(at, piece[: ram.low - at])
+    at = 0
+    present = [(r.start, r.end) for r in memory.regions if r.state is PageState.PRESENT]
+    for start, end in [*present, (ram.low, ram.low)]:
+        while at < min(start, ram.low):
+            n = min(_CHUNK, start - at, ram.low - at)
+            ram.write(at, piece[:n])
+            at += n
+        at = max(at, end)
 
 
 def _plain_table(ram: Ram) -> list[tuple[int, int]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from abi.pagetable.format import U64, Format, Permission
 
-ZERO = np.uint64(0)
+#: Up to so many rows are put into a chunk one by one; more are sorted in.
+_SPLICED: Final = 16
 
 
 class Rows(NamedTuple):
@@ -118,6 +119,46 @@ def interleave(one: Rows | None, other: Rows | None) -> Rows | None:
     return Rows(*(np.concatenate(pair)[order] for pair in zip(one, other, strict=True)))
 
 
+def _put_between(few: Rows, many: Rows, join: bool) -> Rows:
+    """Put rows into a chunk; ``join`` to merge them with their neighbours."""
+    if len(few.iova) > _SPLICED:
+        both = interleave(few, many)
+        assert both is not None
+        return merge(both) if join else both
+    places = np.searchsorted(many.iova, few.iova).tolist()
+    rows = Rows(*(_splice(*pair, places) for pair in zip(many, few, strict=True)))
+    if join:
+        for number, place in enumerate(places):
+            at = place + number
+            if (at and _continues(rows, at)) or (
+                at + 1 < len(rows.iova) and _continues(rows, at + 1)
+            ):
+                return merge(rows)
+    return rows
+
+
+def _continues(rows: Rows, at: int) -> bool:
+    """Whether a row continues the one before it."""
+    size = int(rows.size[at - 1])
+    return (
+        int(rows.iova[at]) - int(rows.iova[at - 1]) == size
+        and int(rows.pa[at]) - int(rows.pa[at - 1]) == size
+        and int(rows.word[at]) == int(rows.word[at - 1])
+    )
+
+
+def _splice(column: U64, few: U64, places: list[int]) -> U64:
+    """``few`` put before the elements of ``column`` at ascending ``places``."""
+    out = np.empty(len(column) + len(few), np.uint64)
+    done = 0
+    for number, place in enumerate(places):
+        out[done + number : place + number] = column[done:place]
+        out[place + number] = few[number]
+        done = place
+    out[done + len(few) :] = column[done:]
+    return out
+
+
 def weave(rows: Rows | None, stream: Iterator[Rows], join: bool) -> Iterator[Rows]:
     """Put ``rows`` into their places between the rows of an ascending ``stream``.
 
@@ -132,9 +173,7 @@ def weave(rows: Rows | None, stream: Iterator[Rows], join: bool) -> Iterator[Row
         if position < count:
             end = int(np.searchsorted(rows.iova, chunk.iova[-1]))
         if end > position:
-            both = interleave(rows.cut(position, end), chunk)
-            assert both is not None
-            chunk = merge(both) if join else both
+            chunk = _put_between(rows.cut(position, end), chunk, join)
             position = end
         yield chunk
     if position < count:

@@ -8,8 +8,8 @@ in attributes. Everything else is a detour taken by the batches that need it.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,47 +23,71 @@ from inspector.pagetable.plan import LevelPlan
 
 #: Entries of a batch: their bytes and what is computed of them fit a second-level cache.
 BATCH: Final = 1 << 15
-#: Batches with fewer entries set than one in so many are compacted first.
+#: Batches with fewer entries set than one in so many are compacted first; every so many
+#: are looked at to tell (an odd number, to meet all places of a pattern).
 _SPARSE: Final = 4
+_SAMPLE: Final = 13
+
+#: Constant columns kept for reuse; making one takes as long as filling a short one.
+_CONSTANTS: Final = 64
+
+#: Entries that map nothing and say so wrongly.
+_FAULTS: Final[dict[int, str]] = {
+    Kind.EMPTY: anomalies.NO_PERMISSION,
+    Kind.BAD: anomalies.BAD_TYPE,
+    Kind.BAD_SIZE: anomalies.BAD_SIZE,
+}
 
 Slots = npt.NDArray[np.intp]
 
 
-@dataclass(slots=True)
 class Batch:
     """Entries of tables of one level, in IOVA order.
 
     ``pas`` and ``bases``: each table's address and first IOVA. ``codes``: which of the
     format's table rules the entries above have brought into force, a bit each; one number
     or one for each table. ``bits``: lg2 of the entries of a table. ``flat``: the entries.
+    ``gaps``: tables that do not follow their predecessor in IOVA; None if all do.
     """
 
-    plan: LevelPlan
-    pas: U64
-    bases: U64
-    codes: int | npt.NDArray[np.uint8]
-    bits: int
-    flat: U64
+    __slots__ = ("bases", "bits", "codes", "flat", "gaps", "pas", "plan")
 
-    def gaps(self) -> Slots:
-        """Tables that do not follow their predecessor in IOVA."""
-        if len(self.bases) < 2:
-            return np.zeros(0, np.intp)
-        span = np.uint64(self.plan.step << self.bits & (1 << 64) - 1)
-        return np.flatnonzero(self.bases[1:] - self.bases[:-1] != span) + 1
+    def __init__(
+        self,
+        plan: LevelPlan,
+        pas: U64,
+        bases: U64,
+        codes: int | npt.NDArray[np.uint8],
+        bits: int,
+        flat: U64,
+    ) -> None:
+        self.plan = plan
+        self.pas = pas
+        self.bases = bases
+        self.codes = codes
+        self.bits = bits
+        self.flat = flat
+        self.gaps: Slots | None = None
+        span = plan.step << bits
+        if int(bases[-1]) - int(bases[0]) != span * (len(bases) - 1):
+            self.gaps = (bases[1:] - bases[:-1] != span).nonzero()[0] + 1
 
     def iova(self, slots: Slots | None) -> U64:
         """First IOVA of entries, all of them for None."""
         shift = np.uint64(self.plan.shift)
         if slots is None:
-            within = np.arange(1 << self.bits, dtype=np.uint64) << shift
-            whole: U64 = np.add.outer(self.bases, within).reshape(-1)
-            return whole
-        offset = (slots.view(np.uint64) & np.uint64((1 << self.bits) - 1)) << shift
-        if len(self.bases) == 1:
+            ramp = _ramp(self.plan.shift)[: len(self.flat)]
+            if self.gaps is None:
+                whole: U64 = ramp + self.bases[0]
+                return whole
+            table = ramp[: 1 << self.bits]
+            return (self.bases[:, None] + table).reshape(-1)
+        offset = slots.view(np.uint64) << shift
+        if self.gaps is None:
             offset += self.bases[0]
         else:
-            offset += self.bases[slots >> self.bits]
+            even = _ramp(self.plan.shift + self.bits)[: len(self.bases)]
+            offset += (self.bases - even).take(slots >> self.bits, mode="clip")
         return offset
 
     def address(self, slots: Slots) -> U64:
@@ -87,6 +111,20 @@ class Batch:
 Pointers = tuple[Slots | None, U64]
 
 
+@functools.lru_cache(16)
+def _ramp(shift: int) -> U64:
+    """First IOVA of each entry of a batch that begins at 0."""
+    return np.arange(BATCH, dtype=np.uint64) << np.uint64(shift)
+
+
+def lengths_of(starts: Slots, end: int) -> Slots:
+    """Lengths of runs that begin at ``starts``, the last of which ends at ``end``."""
+    lengths = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
+    lengths[-1] = end - starts[-1]
+    return lengths
+
+
 def or_and(entries: U64) -> tuple[int, int]:
     """The OR and the AND of entries."""
     return int(np.bitwise_or.reduce(entries)), int(np.bitwise_and.reduce(entries))
@@ -98,13 +136,24 @@ class Decoder:
     ``merged``: rows are ranges with attributes; else they are leaves with raw entries.
     """
 
-    __slots__ = ("_breaks", "_steps", "_words", "leaves", "merged", "reporter")
+    __slots__ = (
+        "_breaks",
+        "_constants",
+        "_noisy",
+        "_steps",
+        "_words",
+        "leaves",
+        "merged",
+        "reporter",
+    )
 
     def __init__(self, merged: bool, reporter: Reporter) -> None:
         self.merged = merged
         self.reporter = reporter
         #: (level, size) -> leaves
         self.leaves: Counter[tuple[int, int]] = Counter()
+        self._constants: dict[int, U64] = {}
+        self._noisy = False
         self._words = np.empty(BATCH, np.uint64)
         self._steps = np.empty(BATCH, np.uint64)
         self._breaks = np.empty(BATCH, np.bool_)
@@ -112,67 +161,124 @@ class Decoder:
     def decode(self, batch: Batch) -> tuple[Rows | None, Pointers | None]:
         """Rows of the leaves of a batch, and its table entries."""
         flat, plan = batch.flat, batch.plan
-        some, every = or_and(flat)
-        if not some:
-            return None, None
-        if not (some ^ every) & plan.kind_mask:
-            kind = plan.kind_of(flat[:1])[0]
-            if kind == Kind.LEAF:
-                return self._leaf_rows(batch, None, flat, some, every), None
-            if kind == Kind.TABLE:
-                return None, (None, flat)
-            if kind == Kind.EMPTY and not plan.format.nonzero_empty:
+        dense = True
+        if self.merged and not plan.has_tables:
+            sample = flat[::_SAMPLE]
+            dense = int(np.count_nonzero(sample)) * _SPARSE >= len(sample)
+            if dense:
+                plain, rows = self._runs(batch)
+                if plain:
+                    return rows, None
+        if dense:
+            some, every = or_and(flat)
+            if not some:
                 return None, None
-        elif self.merged and self._in_place(batch, some, every):
-            present = int(np.count_nonzero(flat))
-            if present * _SPARSE >= len(flat):
-                return self._runs(batch, some, present), None
+            if not (some ^ every) & plan.kind_mask:
+                kind = plan.kind(every)
+                if kind == Kind.LEAF:
+                    return self._leaf_rows(batch, None, flat, some, every), None
+                if kind == Kind.TABLE:
+                    return None, (None, flat)
         slots = np.flatnonzero(flat != 0)
-        return self._sort_out(batch, slots, flat[slots])
+        if not len(slots):
+            return None, None
+        return self._sort_out(batch, slots, flat.take(slots, mode="clip"))
+
+    def _same(self, value: int, count: int) -> U64:
+        """A read-only column of one value, which takes no memory."""
+        column = self._constants.get(value)
+        if column is None:
+            if len(self._constants) > _CONSTANTS:
+                self._constants.clear()
+            column = np.broadcast_to(np.uint64(value), BATCH)
+            self._constants[value] = column
+        return column[:count]
 
     # -- what the entries are --------------------------------------------------------
 
-    def _in_place(self, batch: Batch, some: int, every: int) -> bool:
-        """Whether :meth:`_runs` is right for a batch: nothing but leaves and faults."""
-        plan, format = batch.plan, batch.plan.format
-        odd = plan.reserved | plan.misaligned | format.dirty_modifier
-        odd |= format.contiguous_bit | format.high_address
-        if format.required or some & odd or Kind.TABLE in plan.kinds:
-            return False
-        if any(some & value == value for _, value in format.forbidden):
-            return False
-        return self._taken(batch, some, every) is None
+    def _runs(self, batch: Batch) -> tuple[bool, Rows | None]:
+        """Ranges of a level without tables; (False, None) if a closer look is needed.
 
-    def _runs(self, batch: Batch, some: int, present: int) -> Rows | None:
-        """Ranges of a batch with holes and bad entries among its leaves.
-
-        The bits that decide the kind are part of a word, so that a run has one kind.
+        The entries of a run differ in their address only, so that it is enough to look at
+        the first of each. Holes and bad entries are runs too. Bits of no meaning, which
+        hardware or software may set here and there, are masked once they were seen to differ.
         """
         flat, plan = batch.flat, batch.plan
         words = flat
-        if some & ~plan.keep:
-            words = np.bitwise_and(flat, np.uint64(plan.keep), out=self._words[: len(flat)])
-        starts = np.flatnonzero(self._find_breaks(batch, words, None))
-        lengths = np.diff(starts, append=len(flat))
-        first = words[starts]
-        kinds = plan.kind_of(first)
-        leaf = kinds == Kind.LEAF
-        full = kinds != Kind.EMPTY
-        if plan.format.nonzero_empty and int(lengths[full].sum()) != present:
-            slots = np.flatnonzero(flat != 0)
-            slots = slots[plan.kind_of(flat[slots]) == Kind.EMPTY]
-            self.report(anomalies.NO_PERMISSION, batch, slots)
-        if (full & ~leaf).any():
-            for kind, code in _FAULTS:
-                which = kinds == kind
-                if which.any():
-                    self.report(code, batch, starts[which], int(lengths[which].sum()))
-        starts, lengths, first = starts[leaf], lengths[leaf], first[leaf]
-        if not len(starts):
-            return None
-        self.leaves[plan.number, plan.step] += int(lengths.sum())
-        size = lengths.view(np.uint64) << np.uint64(plan.shift)
-        return Rows(batch.iova(starts), plan.pa(first), size, plan.attributes_of(first))
+        if self._noisy:
+            out = self._words[: len(flat)]
+            words = np.bitwise_and(flat, np.uint64(plan.watched), out=out)
+        breaks = self._find_breaks(batch, words, None)
+        starts = lengths = None
+        first = words
+        if int(np.count_nonzero(breaks)) != len(flat):
+            starts = breaks.nonzero()[0]
+            lengths = lengths_of(starts, len(flat))
+            first = words.take(starts, mode="clip")
+        some, every = or_and(first)
+        if (some ^ every) & ~plan.watched and not self._noisy:
+            self._noisy = True
+            return self._runs(batch)
+        rest: Slots | None = None
+        if not (some ^ every) & plan.kind_mask:
+            if plan.kind(every) != Kind.LEAF:
+                return False, None
+        else:
+            if plan.binary:
+                leaf = (first & np.uint64(plan.format.present)) != 0
+            else:
+                kinds = plan.kind_of(first)
+                leaf = kinds == Kind.LEAF
+                if (kinds == Kind.GROUP).any():
+                    return False, None
+            rest = (~leaf).nonzero()[0]
+            which = leaf.nonzero()[0]
+            rest_starts = rest if starts is None else starts.take(rest, mode="clip")
+            rest_lengths = None if lengths is None else lengths.take(rest, mode="clip")
+            starts = which if starts is None else starts.take(which, mode="clip")
+            lengths = None if lengths is None else lengths.take(which, mode="clip")
+            first = first.take(which, mode="clip")
+            some, every = or_and(first) if len(first) else (0, plan.watched)
+        codes = batch.codes
+        code = codes if isinstance(codes, int) else int(np.bitwise_or.reduce(codes))
+        overflow = int(plan.entry_step) * len(flat) > plan.address - (some & plan.address)
+        if plan.is_odd(some, every, code) or (overflow and lengths is not None):
+            return False, None
+        if rest is not None:
+            self._report_runs(batch, rest_starts, rest_lengths)
+        count = len(first)
+        if not count:
+            return True, None
+        if lengths is None:
+            self.leaves[plan.number, plan.step] += count
+            size = self._same(plan.step, count)
+        else:
+            self.leaves[plan.number, plan.step] += int(lengths.sum())
+            size = lengths.view(np.uint64) << np.uint64(plan.shift)
+        return True, Rows(
+            batch.iova(starts), plan.pa(first), size, self._attributes(plan, first, some ^ every)
+        )
+
+    def _attributes(self, plan: LevelPlan, words: U64, differ: int) -> U64:
+        """Attributes of words that differ in these bits."""
+        if differ & plan.attribute_sources:
+            return plan.attributes_of(words)
+        return self._same(int(plan.attributes_of(words[:1])[0]), len(words))
+
+    def _report_runs(self, batch: Batch, starts: Slots, lengths: Slots | None) -> None:
+        """Report runs that are no leaves."""
+        entries = batch.flat.take(starts, mode="clip")
+        set_at = entries.nonzero()[0]
+        if not len(set_at):
+            return
+        starts = starts[set_at]
+        lengths = None if lengths is None else lengths[set_at]
+        kinds = batch.plan.kind_of(entries[set_at])
+        for kind in np.bincount(kinds).nonzero()[0].tolist():
+            if kind in _FAULTS and (kind != Kind.EMPTY or batch.plan.format.nonzero_empty):
+                which = (kinds == kind).nonzero()[0]
+                count = len(which) if lengths is None else int(lengths[which].sum())
+                self.report(_FAULTS[kind], batch, starts[which], count)
 
     def _sort_out(
         self, batch: Batch, slots: Slots, entries: U64
@@ -181,7 +287,7 @@ class Decoder:
         plan = batch.plan
         some, every = or_and(entries)
         if not (some ^ every) & plan.kind_mask:
-            kind = plan.kind_of(entries[:1])[0]
+            kind = plan.kind(every)
             if kind == Kind.LEAF:
                 return self._leaf_rows(batch, slots, entries, some, every), None
             if kind == Kind.TABLE:
@@ -189,7 +295,7 @@ class Decoder:
         kinds = plan.kind_of(entries)
         rows: Rows | None = None
         pointers: Pointers | None = None
-        for kind in np.unique(kinds).tolist():
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist():
             which = np.flatnonzero(kinds == kind)
             at, these = slots[which], entries[which]
             if kind == Kind.LEAF:
@@ -199,11 +305,8 @@ class Decoder:
                 rows = merge(rows) if self.merged and rows is not None else rows
             elif kind == Kind.TABLE:
                 pointers = at, these
-            elif kind == Kind.EMPTY:
-                if plan.format.nonzero_empty:
-                    self.report(anomalies.NO_PERMISSION, batch, at)
-            else:
-                self.report(dict(_FAULTS)[Kind(kind)], batch, at)
+            elif kind != Kind.EMPTY or plan.format.nonzero_empty:
+                self.report(_FAULTS[kind], batch, at)
         return rows, pointers
 
     def report(self, code: str, batch: Batch, slots: Slots, count: int | None = None) -> None:
@@ -229,7 +332,7 @@ class Decoder:
         if not self.merged:
             if hinted:
                 return self._hinted_lines(batch, slots, entries, some, every)
-            size = np.broadcast_to(np.uint64(plan.step), count)
+            size = self._same(plan.step, count)
             entry = entries.copy() if slots is None else entries
             pa = format.leaf_pa(plan.number, entries)
             return Rows(batch.iova(slots), pa, size, entry)
@@ -240,17 +343,14 @@ class Decoder:
         rows = int(np.count_nonzero(breaks))
         if rows == count:
             iova = batch.iova(slots)
-            size = np.broadcast_to(np.uint64(plan.step), rows)
+            size = self._same(plan.step, rows)
         else:
             starts = np.flatnonzero(breaks)
-            lengths = np.diff(starts, append=count)
+            lengths = lengths_of(starts, count)
             words = words[starts]
             iova = batch.iova(starts if slots is None else slots[starts])
             size = lengths.view(np.uint64) << np.uint64(plan.shift)
-        if (some ^ every) & plan.attribute_sources:
-            attributes = plan.attributes_of(words)
-        else:
-            attributes = np.broadcast_to(plan.attributes_of(words[:1])[0], rows)
+        attributes = self._attributes(plan, words, some ^ every)
         return Rows(iova, plan.pa(words), size, attributes)
 
     def _find_breaks(self, batch: Batch, words: U64, slots: Slots | None) -> npt.NDArray[np.bool_]:
@@ -261,7 +361,8 @@ class Decoder:
         if slots is None:
             np.subtract(words[1:], words[:-1], out=steps)
             np.not_equal(steps, batch.plan.entry_step, out=breaks[1:])
-            breaks[batch.gaps() << batch.bits] = True
+            if batch.gaps is not None:
+                breaks[batch.gaps << batch.bits] = True
         else:
             iova = batch.iova(slots)
             np.subtract(iova[1:], iova[:-1], out=steps)
@@ -300,11 +401,12 @@ class Decoder:
     @staticmethod
     def _taken(batch: Batch, some: int, every: int) -> tuple[U64, U64] | None:
         """What table rules clear and set by code, or None if they change nothing here."""
-        effects = batch.plan.effects(batch.codes)
-        if effects is None:
+        codes, plan = batch.codes, batch.plan
+        worst = codes if isinstance(codes, int) else int(np.bitwise_or.reduce(codes))
+        put = int(plan.puts[worst])
+        if not some & int(plan.clears[worst]) and every & put == put:
             return None
-        clear, put = (int(np.bitwise_or.reduce(effect)) for effect in effects)
-        return effects if some & clear or every & put != put else None
+        return plan.clears, plan.puts
 
     def _check(
         self, batch: Batch, slots: Slots | None, entries: U64, some: int, every: int
@@ -357,7 +459,7 @@ class Decoder:
         breaks[1:] |= group[1:] != group[:-1]
         breaks[1:] |= iova[1:] - iova[:-1] != plan.step
         starts = np.flatnonzero(breaks)
-        lengths = np.diff(starts, append=len(slots)).view(np.uint64) << np.uint64(plan.shift)
+        lengths = lengths_of(starts, len(slots)).view(np.uint64) << np.uint64(plan.shift)
         whole = lengths == sizes[starts]
         if not whole.all():
             self.report(anomalies.BROKEN_GROUP, batch, slots[starts[~whole]])
@@ -390,7 +492,7 @@ class Decoder:
         breaks[1:] |= group[1:] != group[:-1]
         breaks[1:] |= iova[1:] - iova[:-1] != plan.step
         starts = np.flatnonzero(breaks)
-        lengths = np.diff(starts, append=len(at))
+        lengths = lengths_of(starts, len(at))
         good = lengths == plan.hint_entries
         good &= plan.pa(hinted[starts]) & np.uint64(size - 1) == 0
         if not good.all():
@@ -415,9 +517,3 @@ class Decoder:
         member[leaders] = False
         pa = plan.format.leaf_pa(plan.number, entries)
         return Rows(batch.iova(slots), pa, size, entries).pick(~member)
-
-
-_FAULTS: Final = (
-    (Kind.BAD, anomalies.BAD_TYPE),
-    (Kind.BAD_SIZE, anomalies.BAD_SIZE),
-)

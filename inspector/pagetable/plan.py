@@ -22,7 +22,9 @@ class LevelPlan:
     above took away removed, and a dirty modifier resolved; entries with ``scattered`` bits
     have address bits elsewhere, or other bits where those belong. ``keep``: the bits of a word that
     matter; two neighbours belong to one range if their words differ by ``entry_step``.
-    ``kind_mask``: the bits that decide what an entry is.
+    ``watched``: these, and the bits that call for a closer look at a leaf; of them, ``odd``
+    are those that are zero in most tables. ``kind_mask``: the bits that decide what an entry
+    is; ``binary``: entries are leaves or not ``present``, nothing else.
     """
 
     format: Format
@@ -31,7 +33,16 @@ class LevelPlan:
     step: int
     entry_step: np.uint64
     kinds: npt.NDArray[np.uint8]
+    kind_bytes: bytes
     kind_mask: int
+    binary: bool
+    watched: int
+    odd: int
+    napot: bool
+    has_tables: bool
+    #: What table rules clear and set in leaves, by code.
+    clears: U64
+    puts: U64
     address: int
     attributes: int
     moved: tuple[tuple[int, int], ...]
@@ -47,10 +58,19 @@ class LevelPlan:
         """Kinds of entries, without regard to a GROUP's size."""
         low = (entries & np.uint64(len(self.kinds) - 1)).view(np.int64)
         kinds = self.kinds[low]
-        if self.format.contiguity is Contiguity.NAPOT and self.number == 0:
+        if self.napot:
             group = (entries & np.uint64(self.format.contiguous_bit)) != 0
             kinds[group & (kinds == Kind.LEAF)] = Kind.GROUP
         return kinds
+
+    def is_odd(self, some: int, every: int, code: int) -> bool:
+        """Whether leaves with this OR and AND, under table rules ``code``, are not plain."""
+        if some & self.odd or self.format.required & ~every:
+            return True
+        put = int(self.puts[code])
+        if some & int(self.clears[code]) or every & put != put:
+            return True
+        return any(some & value == value for _, value in self.format.forbidden)
 
     def pa(self, words: U64) -> U64:
         """Output addresses of leaf words; a new array."""
@@ -66,19 +86,12 @@ class LevelPlan:
             out |= ((words & np.uint64(here)) != 0).astype(np.uint64) * np.uint64(there)
         return out
 
-    def effects(self, codes: int | npt.NDArray[np.uint8]) -> tuple[U64, U64] | None:
-        """What the table rules of ``codes`` clear and set in leaves, by code; None: nothing."""
-        rules = self.format.table_rules
-        worst = codes if isinstance(codes, int) else int(np.bitwise_or.reduce(codes))
-        if not worst or not rules:
-            return None
-        clears = np.zeros(1 << len(rules), np.uint64)
-        puts = clears.copy()
-        code = np.arange(1 << len(rules))
-        for bit, rule in enumerate(rules):
-            clears[code >> bit & 1 == 1] |= np.uint64(rule.clear)
-            puts[code >> bit & 1 == 1] |= np.uint64(rule.set)
-        return clears[: worst + 1], puts[: worst + 1]
+    def kind(self, entry: int) -> int:
+        """Kind of one entry."""
+        kind = self.kind_bytes[entry & (len(self.kind_bytes) - 1)]
+        if kind == Kind.LEAF and self.napot and entry & self.format.contiguous_bit:
+            return Kind.GROUP
+        return kind
 
     def resolve_modifier(self, entries: U64) -> U64:
         """Leaves with the right that a dirty modifier stands for granted."""
@@ -89,9 +102,8 @@ class LevelPlan:
     def words(self, entries: U64, codes: npt.NDArray[np.uint8]) -> U64:
         """Words of leaves; the whole of what is done to them, without short cuts."""
         words = self.resolve_modifier(entries) if self.format.dirty_modifier else entries
-        effects = self.effects(codes) if len(codes) else None
-        if effects is not None:
-            words = (words & ~effects[0][codes]) | effects[1][codes]
+        if codes.any():
+            words = (words & ~self.clears[codes]) | self.puts[codes]
         return self.fold(words) if self.format.high_address else words
 
     def fold(self, entries: U64) -> U64:
@@ -113,8 +125,14 @@ def _plan(format: Format, number: int, output_bits: int | None) -> LevelPlan:
         index = np.arange(len(kinds))
         if (kinds[index] != kinds[index ^ (1 << bit)]).any():
             kind_mask |= 1 << bit
-    if format.contiguity is Contiguity.NAPOT and number == 0:
+    napot = format.contiguity is Contiguity.NAPOT and number == 0
+    if napot:
         kind_mask |= format.contiguous_bit
+    code = np.arange(1 << len(format.table_rules))
+    clears, puts = np.zeros(len(code), np.uint64), np.zeros(len(code), np.uint64)
+    for bit, rule in enumerate(format.table_rules):
+        clears[code >> bit & 1 == 1] |= np.uint64(rule.clear)
+        puts[code >> bit & 1 == 1] |= np.uint64(rule.set)
     moved_here = moved_there = 0
     for here, there in level.moved:
         moved_here |= here
@@ -126,6 +144,14 @@ def _plan(format: Format, number: int, output_bits: int | None) -> LevelPlan:
         usable = (1 << output_bits) - 1
         too_high = level.address & ~(usable >> format.address_shift)
         too_high |= format.high_address & ~(usable >> format.high_shift)
+    keep = address | attributes | moved_here | kind_mask
+    reserved = level.reserved | too_high
+    scattered = format.high_address | _FOLDED if format.high_address else 0
+    odd = reserved | level.misaligned | scattered
+    odd |= format.dirty_modifier | format.contiguous_bit
+    watched = keep | odd | format.required | int(clears[-1] | puts[-1])
+    for _, value in format.forbidden:
+        watched |= value
     return LevelPlan(
         format=format,
         number=number,
@@ -133,15 +159,23 @@ def _plan(format: Format, number: int, output_bits: int | None) -> LevelPlan:
         step=1 << level.shift,
         entry_step=np.uint64((1 << level.shift) >> format.address_shift),
         kinds=kinds,
+        kind_bytes=level.kinds,
         kind_mask=kind_mask,
+        binary=set(level.kinds) == {Kind.EMPTY, Kind.LEAF} and not napot,
+        watched=watched,
+        odd=odd,
+        napot=napot,
+        has_tables=Kind.TABLE in level.kinds,
+        clears=clears,
+        puts=puts,
         address=address,
         attributes=attributes,
         moved=level.moved,
         attribute_sources=attributes | moved_here,
-        keep=address | attributes | moved_here | kind_mask,
-        reserved=level.reserved | too_high,
+        keep=keep,
+        reserved=reserved,
         misaligned=level.misaligned,
         table_reserved=level.table_reserved,
-        scattered=format.high_address | _FOLDED if format.high_address else 0,
+        scattered=scattered,
         hint_entries=level.hint_entries if format.contiguity is Contiguity.HINT else 0,
     )

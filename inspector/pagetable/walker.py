@@ -28,8 +28,9 @@ from inspector.pagetable.tree import Table
 
 Preserved = Callable[[U64], npt.NDArray[np.bool_]]
 
-#: Tables of upper levels in a batch are fewer: what they point to is kept while it is walked.
-_UPPER_BATCH: Final = BATCH >> 3
+#: Entries of a batch by level. Those of upper levels are fewer: what they point to is kept
+#: while it is walked.
+_BATCHES: Final = (BATCH, BATCH >> 1, BATCH >> 3)
 #: A batch costs the work of at least so many tables, which bounds walks in tiny batches.
 _LEAST_WORK: Final = 8
 
@@ -214,7 +215,7 @@ class Pass:
     def _tables(self, level: int, tables: _Children) -> Iterator[Rows]:
         """Rows of tables of one level."""
         bits = self.tree.format.index_bits
-        each = max(1, (BATCH if level < 2 else _UPPER_BATCH) >> bits)
+        each = max(1, _BATCHES[min(level, 2)] >> bits)
         for first in range(0, len(tables.pas), each):
             yield from self._batch(level, tables.cut(first, first + each), bits)
 

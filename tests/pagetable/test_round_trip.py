@@ -174,5 +174,5 @@ def test_small_batches(name: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for module in (leaves, walker):
             patch.setattr(module, "BATCH", 1024)
-        patch.setattr(walker, "_UPPER_BATCH", 512)
+        patch.setattr(walker, "_BATCHES", (1024, 512, 512))
         check(tree, wanted, options)

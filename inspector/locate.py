@@ -86,6 +86,8 @@ class Location:
     handovers: list[Handover] = field(default_factory=list)
     #: boot_params pages with a setup_data list.
     boot_params: list[int] = field(default_factory=list)
+    #: Nodes of those lists.
+    setup_data: list[int] = field(default_factory=list)
     #: Device trees that a kernel boots from.
     device_trees: list[int] = field(default_factory=list)
 
@@ -191,6 +193,7 @@ def _boot_params(memory: PhysicalMemory, found: Location) -> None:
                 break
             try:
                 head = boot.setup_data_hdr.unpack(memory.read(node, boot.setup_data_hdr.size))
+                found.setup_data.append(node)
                 if head["type"] == boot.SETUP_KEXEC_KHO and head["len"] >= boot.kho_data.size:
                     at = node + boot.setup_data_hdr.size
                     handover = _record(memory, at, How.SETUP_DATA, page)

@@ -8,9 +8,20 @@ from inspector.image import Image, MapState, Moment
 from inspector.memory.base import PageState
 
 
+#: Notes of our own extracts: what the image they were cut from showed.
+MOMENT_NOTE = "KHO_MOMENT"
+SCRATCH_NOTE = "KHO_SCRATCH"
+
+
 def tell_moment(image: Image) -> None:
     """Set ``image.moment`` and the reasons for it, from the map and the hand-over record."""
     why = image.moment_reasons
+    told = image.memory.notes.get(MOMENT_NOTE)
+    if told in set(Moment):
+        image.moment = Moment(told)
+        image.scratch_note = image.memory.notes.get(SCRATCH_NOTE, image.scratch_note)
+        why.append("the image is an extract, and says so")
+        return
     handover = image.root.candidate.handover
     if image.map_state is MapState.LOST or (
         image.map_state is MapState.DAMAGED and handover is not None and image.scratch is not None

@@ -94,6 +94,17 @@ def size_text(size: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
+_SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes out of ``4096``, ``0x1000``, ``64K``, ``1 MiB``; else None."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    return int(match[1], 0) << 10 * " kmgt".index(match[2].lower() or " ")
+
+
 def plural(count: int, noun: str) -> str:
     """``1 page``, ``2 pages``."""
     if count != 1:

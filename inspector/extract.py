@@ -1,0 +1,181 @@
+"""Cut an image down to the pages that matter.
+
+What the object graph reaches (claims of the decoding), the nodes of the map and what leads
+to the root are kept; all other RAM is marked as left out. The result is an ELF core that
+every other tool opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abi.errors import KhoError, UsageError
+from inspector import redact as redaction
+from inspector.image import Image
+from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
+from inspector.memory.base import PhysicalMemory, U64Array
+from inspector.memory.elfcore import write_core
+from inspector.memory.sparse import SparseMemory
+from inspector.survey import Claim
+from inspector.walk.memfd import Memfd
+
+#: Kinds of claims that hold what user space or drivers put there.
+CONTENT = frozenset({"folio", "reserve-mem", "dma-memory"})
+
+
+class ExtractError(KhoError):
+    """The extract does not say what the image says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """What was written: bytes kept, and bytes of content left out on purpose."""
+
+    kept: int
+    left_out: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+def extract(
+    image: Image,
+    out: str | os.PathLike[str],
+    *,
+    content: bool = True,
+    redact: bool = False,
+    max_file: int | None = None,
+    force: bool = False,
+) -> Extract:
+    """Write the pages of ``image`` that matter to ``out`` (``.zst`` compresses).
+
+    ``content`` False leaves out what files and reserved regions hold, ``max_file`` only that
+    of files larger than so many bytes. ``redact`` also replaces names and tokens, each by
+    the same pseudonym everywhere, and implies leaving content out. The result is opened again
+    and compared before it takes its name. Raises UsageError, OutputError, ExtractError.
+    """
+    target = Path(out)
+    if not force and os.path.lexists(target):
+        raise UsageError(f"{out}: exists already; --force replaces it")
+    content = content and not redact
+    chosen, left = _split(image, content, max_file)
+    ranges = tuple(_ranges(chosen, image.page_size))
+    source: PhysicalMemory = image.memory
+    if not content:
+        overlay = SparseMemory.over(image.memory)
+        redaction.scrub(image, overlay, names=redact)
+        source = overlay
+    with _temporary(target) as temporary:
+        write_core(
+            temporary,
+            source,
+            image.memory.machine or _machine(image),
+            ranges=ranges,
+            notes=_notes(image),
+            compress=target.name.endswith(".zst"),
+            force=True,
+        )
+        _verify(image, temporary, names=not redact)
+        os.replace(temporary, target)
+    return Extract(sum(size for _, size in ranges), left, ranges)
+
+
+def _machine(image: Image) -> str:
+    return "aarch64" if image.location.device_trees else "x86_64"
+
+
+def _notes(image: Image) -> dict[str, str]:
+    """What an extract must be told because the pages that told it are left out."""
+    return {
+        **{k: v for k, v in image.memory.notes.items() if k not in ("nodename", "domainname")},
+        "PAGESIZE": str(image.page_size),
+        MOMENT_NOTE: str(image.moment),
+        **({SCRATCH_NOTE: image.scratch_note} if image.scratch_note else {}),
+    }
+
+
+def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Claim], int]:
+    """The claims to keep, and the bytes of the others."""
+    large = {
+        path
+        for path, memfd in image.memfds()
+        if isinstance(memfd, Memfd) and max_file is not None and memfd.size > max_file
+    }
+    kept: list[Claim] = []
+    left = 0
+    for claim in image.survey.claims:
+        if claim.kind in CONTENT and (not content or claim.owner in large):
+            left += int(claim.sizes.sum())
+        else:
+            kept.append(claim)
+    return kept, left
+
+
+def _ranges(claims: list[Claim], page: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of the pages of all claims, merged, ascending."""
+    if not claims:
+        return
+    mask = np.uint64(page - 1)
+    starts: U64Array = np.concatenate([c.starts for c in claims]) & ~mask
+    ends = (np.concatenate([c.starts + c.sizes for c in claims]) + mask) & ~mask
+    rank = np.argsort(starts, kind="stable")
+    starts, reach = starts[rank], np.maximum.accumulate(ends[rank])
+    fresh = np.concatenate(([True], starts[1:] > reach[:-1]))
+    first = np.flatnonzero(fresh)
+    last = reach[np.append(first[1:] - 1, len(reach) - 1)]
+    for start, end in zip(starts[first].tolist(), last.tolist(), strict=True):
+        yield start, end - start
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[str]:
+    """A name beside ``target`` that is gone when the block ends, unless it was renamed."""
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error.strerror}") from None
+    os.close(fd)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _verify(image: Image, path: str, *, names: bool) -> None:
+    """Open the extract and compare what it says with what the image says."""
+    from inspector import image as images
+
+    with images.open(path, root=image.root.address, page_size=image.page_size) as again:
+        before, after = _essence(image, names), _essence(again, names)
+    for key, value in before.items():
+        if after[key] != value:
+            raise ExtractError(f"the extract differs from the image in {key}: not written")
+
+
+def _essence(image: Image, names: bool) -> dict[str, Any]:
+    """The parts of a document that an extract must not change."""
+    from inspector.document import document
+
+    whole = document(image)
+    for key in ("candidates", "findings", "root", "generations", "lost", "scratch_note"):
+        whole.pop(key, None)
+    return whole if names else {k: _shape(v) for k, v in whole.items()}
+
+
+def _shape(value: Any) -> Any:
+    """A document without what redaction changes: strings out, structure and numbers in."""
+    if isinstance(value, dict):
+        return {k: _shape(v) for k, v in value.items() if k not in ("name", "path", "token")}
+    if isinstance(value, list):
+        return [_shape(v) for v in value]
+    return None if isinstance(value, str) else value

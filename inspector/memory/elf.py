@@ -26,6 +26,7 @@ MAGIC = b"\x7fELF"
 PN_XNUM = 0xFFFF
 PT_LOAD, PT_NOTE = 1, 4
 ET_CORE = 4
+EM_386, EM_X86_64 = 3, 62
 _TYPES = {1: "relocatable object", 2: "executable", 3: "shared object"}
 _MAX_NOTES = 1 << 26
 
@@ -66,6 +67,8 @@ class ElfMemory(MappedMemory):
         super().__init__(_table(file, headers, zero), file.data, file.data_ranges)
         self.notes = pairs
         self.page_size = notes.page_size_of(pairs)
+        # QEMU writes EM_386 for a PC that is stopped outside long mode, in ELF64 all the same.
+        machine = EM_X86_64 if machine == EM_386 else machine
         self.machine = notes.MACHINES.get(machine, f"machine-{machine}")
 
     def close(self) -> None:

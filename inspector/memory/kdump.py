@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ from inspector.memory.base import (
 from inspector.memory.bitmap import PageBitmap, edge_positions
 from inspector.memory.files import ImageFile
 from inspector.memory.kdump_part import DESCRIPTOR, ONE_DESCRIPTOR, DumpPart
-from inspector.memory.segments import I64Array
+from inspector.memory.segments import I64Array, Kind, Segment
 
 #: Reads that end this early in a page do not decode all of it.
 HEAD = 1024
@@ -208,12 +209,21 @@ class KdumpMemory(PhysicalMemory):
 
         try:
             drgn = import_drgn()
+            # libkdumpfile wants to know this much of the kernel before it reads anything.
             info = self.notes | {"PAGESIZE": str(self._size)}
             info.setdefault("OSRELEASE", "unknown")
             info.setdefault("SYMBOL(swapper_pg_dir)", "ffffffff81000000")
+            info.setdefault("NUMBER(pgtable_l5_enabled)", "0")
+            info.setdefault("NUMBER(phys_base)", "0")
             program = drgn.Program(vmcoreinfo=notes.build_pairs(info))
-            program.set_core_dump(self._files[0].duplicate())
-            return ProgramMemory(program)
+            fd = self._files[0].duplicate()
+            try:
+                program.set_core_dump(fd)
+            finally:
+                os.close(fd)
+            # What is present is known here; drgn is asked for nothing else.
+            last = (self._frames << self._shift) - 1
+            return ProgramMemory(program, regions=[Segment(0, last, Kind.ZERO)])
         except KhoError:
             raise UnreadableError(hint) from None
         except Exception as error:  # drgn has no common base of its errors

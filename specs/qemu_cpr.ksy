@@ -13,8 +13,14 @@ doc: |
   migration modes cpr-transfer and cpr-exec. It accompanies a live update of the
   user space of a VM; it is not part of a KHO image. Big endian throughout.
 
-  The descriptors themselves do not travel in the bytes.
+  What stands for a descriptor depends on the mode, which the stream does not
+  say: one byte, a space, that carries the descriptor as ancillary data of the
+  socket (cpr-transfer), or its number, which stays valid across exec (cpr-exec).
 doc-ref: https://www.qemu.org/docs/master/devel/migration/CPR.html
+params:
+  - id: form
+    type: u1
+    enum: descriptor_form
 seq:
   - id: magic
     contents: QCPR
@@ -22,13 +28,14 @@ seq:
     type: u4
     valid: 1
   - id: fds
-    type: cpr_fd_element
+    type: cpr_fd_element(form)
     repeat: until
     repeat-until: _.more == 0
     doc: vmstate `CprState`, version 1. The last element is only the byte 0.
   - id: subsections
     type: subsection
     repeat: eos
+    doc: None up to QEMU 10.0.
 types:
   name:
     seq:
@@ -42,21 +49,38 @@ types:
         size: len_name
         terminator: 0
   cpr_fd_element:
+    params:
+      - id: form
+        type: u1
+        enum: descriptor_form
     seq:
       - id: more
         type: u1
         valid:
           max: 1
       - id: fd
-        type: cpr_fd
+        type: cpr_fd(form)
         if: more == 1
   cpr_fd:
     doc: vmstate `cpr fd`, version 1.
+    params:
+      - id: form
+        type: u1
+        enum: descriptor_form
     seq:
       - id: name
         type: name
+        doc: RAM block, object or device.
       - id: id
-        type: u4
+        type: s4
+        doc: Tells several of one name apart.
+      - id: carrier
+        type: u1
+        valid: 0x20
+        if: form == descriptor_form::socket
+      - id: number
+        type: s4
+        if: form == descriptor_form::number
   subsection:
     seq:
       - id: tag
@@ -96,3 +120,8 @@ types:
         type: u4
       - id: hwpt_id
         type: u4
+enums:
+  descriptor_form:
+    0: bare
+    1: socket
+    2: number

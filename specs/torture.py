@@ -101,7 +101,9 @@ def _tree(rng: random.Random) -> bytes:
 def _stream(rng: random.Random) -> bytes:
     """A CPR stream."""
     parts = [b"QCPR\0\0\0\1"]
-    parts += [b"\1\0\0\0\5ram0\0" + i.to_bytes(4, "big") for i in range(rng.randrange(4))]
+    carrier = rng.choice((b"", b" ", b"\0\0\0\7"))
+    for i in range(rng.randrange(4)):
+        parts += [b"\1\0\0\0\5ram0\0", i.to_bytes(4, "big"), carrier]
     parts.append(b"\0")
     if rng.random() < 0.7:
         section = b"CprState/vfio devices"
@@ -183,6 +185,7 @@ def parameters(target: Target, rng: random.Random) -> list[int]:
         "len_entry": rng.choice((8, 64, 80)),
         "len_compatible": rng.choice((8, 16)),
         "len_bitmap": rng.choice((512, page_size)),
+        "form": rng.choice((0, 1, 2)),
         "num_address_cells": rng.choice((0, 1, 2, 3, 1000)),
         "num_size_cells": rng.choice((0, 1, 2, 3, 1000)),
     }

@@ -3,6 +3,7 @@
 
 import kaitaistruct
 from kaitaistruct import KaitaiStruct, KaitaiStream, BytesIO
+from enum import IntEnum
 
 
 if getattr(kaitaistruct, 'API_VERSION', (0, 9)) < (0, 11):
@@ -13,15 +14,23 @@ class QemuCpr(KaitaiStruct):
     migration modes cpr-transfer and cpr-exec. It accompanies a live update of the
     user space of a VM; it is not part of a KHO image. Big endian throughout.
 
-    The descriptors themselves do not travel in the bytes.
+    What stands for a descriptor depends on the mode, which the stream does not
+    say: one byte, a space, that carries the descriptor as ancillary data of the
+    socket (cpr-transfer), or its number, which stays valid across exec (cpr-exec).
 
     .. seealso::
        Source - https://www.qemu.org/docs/master/devel/migration/CPR.html
     """
-    def __init__(self, _io, _parent=None, _root=None):
+
+    class DescriptorForm(IntEnum):
+        bare = 0
+        socket = 1
+        number = 2
+    def __init__(self, form, _io, _parent=None, _root=None):
         super(QemuCpr, self).__init__(_io)
         self._parent = _parent
         self._root = _root or self
+        self.form = form
         self._read()
 
     def _read(self):
@@ -34,7 +43,7 @@ class QemuCpr(KaitaiStruct):
         self.fds = []
         i = 0
         while True:
-            _ = QemuCpr.CprFdElement(self._io, self, self._root)
+            _ = QemuCpr.CprFdElement(self.form, self._io, self, self._root)
             self.fds.append(_)
             if _.more == 0:
                 break
@@ -60,27 +69,45 @@ class QemuCpr(KaitaiStruct):
 
     class CprFd(KaitaiStruct):
         """vmstate `cpr fd`, version 1."""
-        def __init__(self, _io, _parent=None, _root=None):
+        def __init__(self, form, _io, _parent=None, _root=None):
             super(QemuCpr.CprFd, self).__init__(_io)
             self._parent = _parent
             self._root = _root
+            self.form = form
             self._read()
 
         def _read(self):
             self.name = QemuCpr.Name(self._io, self, self._root)
-            self.id = self._io.read_u4be()
+            self.id = self._io.read_s4be()
+            if self.form == QemuCpr.DescriptorForm.socket:
+                pass
+                self.carrier = self._io.read_u1()
+                if not self.carrier == 32:
+                    raise kaitaistruct.ValidationNotEqualError(32, self.carrier, self._io, u"/types/cpr_fd/seq/2")
+
+            if self.form == QemuCpr.DescriptorForm.number:
+                pass
+                self.number = self._io.read_s4be()
+
 
 
         def _fetch_instances(self):
             pass
             self.name._fetch_instances()
+            if self.form == QemuCpr.DescriptorForm.socket:
+                pass
+
+            if self.form == QemuCpr.DescriptorForm.number:
+                pass
+
 
 
     class CprFdElement(KaitaiStruct):
-        def __init__(self, _io, _parent=None, _root=None):
+        def __init__(self, form, _io, _parent=None, _root=None):
             super(QemuCpr.CprFdElement, self).__init__(_io)
             self._parent = _parent
             self._root = _root
+            self.form = form
             self._read()
 
         def _read(self):
@@ -89,7 +116,7 @@ class QemuCpr(KaitaiStruct):
                 raise kaitaistruct.ValidationGreaterThanError(1, self.more, self._io, u"/types/cpr_fd_element/seq/0")
             if self.more == 1:
                 pass
-                self.fd = QemuCpr.CprFd(self._io, self, self._root)
+                self.fd = QemuCpr.CprFd(self.form, self._io, self, self._root)
 
 
 

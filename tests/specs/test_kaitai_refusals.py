@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kaitai_support import ROOT
 
 import specs
+from abi import qemu_cpr
 from specs import (
     PARSE_ERRORS,
     CString,
@@ -37,6 +40,7 @@ def u64(*values: int) -> bytes:
 
 
 PAGE = bytes(4096)
+STREAMS = sorted((ROOT / "tests/data/qemu_cpr").glob("*.bin"))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +84,10 @@ PAGE = bytes(4096)
         pytest.param(
             VfioPciLuo.CoreDeviceRfcV1, b"\0\0\1\x10\0\0" + PAGE * 3, (), id="vfio-config-size"
         ),
-        pytest.param(QemuCpr, b"QCPS\0\0\0\1\0", (), id="cpr-magic"),
-        pytest.param(QemuCpr, b"QCPR\0\0\0\2\0", (), id="cpr-version"),
-        pytest.param(QemuCpr, b"QCPR\0\0\0\1\2", (), id="cpr-list"),
-        pytest.param(QemuCpr, b"QCPR\0\0\0\1\0\5\3abc\0\0\0\1\0", (), id="cpr-subsection"),
+        pytest.param(QemuCpr, b"QCPS\0\0\0\1\0", (0,), id="cpr-magic"),
+        pytest.param(QemuCpr, b"QCPR\0\0\0\2\0", (0,), id="cpr-version"),
+        pytest.param(QemuCpr, b"QCPR\0\0\0\1\2", (0,), id="cpr-list"),
+        pytest.param(QemuCpr, b"QCPR\0\0\0\1\0\5\3abc\0\0\0\1\0", (0,), id="cpr-subsection"),
     ],
 )
 def test_refused(parser: Any, data: bytes, params: tuple[int, ...]) -> None:
@@ -113,16 +117,36 @@ def test_a_full_page_is_accepted(
     assert len(getattr(parsed, attribute)) == length
 
 
-def test_cpr_stream() -> None:
+@pytest.mark.parametrize(
+    ("form", "carrier"), [("bare", b""), ("socket", b" "), ("number", b"\0\0\0\x0c")]
+)
+def test_cpr_stream(form: str, carrier: bytes) -> None:
     section = b"CprState/vfio devices"
-    data = b"QCPR\0\0\0\1" + b"\1\0\0\0\5ram0\0\0\0\0\7" + b"\0"
+    data = b"QCPR\0\0\0\1" + b"\1\0\0\0\5ram0\0\0\0\0\7" + carrier + b"\0"
     data += bytes([5, len(section)]) + section + b"\0\0\0\1"
     data += b"\1\0\0\0\4vf0\0" + struct.pack(">iII", -1, 2, 3) + b"\0"
-    stream = parse(QemuCpr, data)
+    stream = parse(QemuCpr, data, QemuCpr.DescriptorForm[form])
     assert [(e.fd.name.name, e.fd.id) for e in stream.fds if e.more] == [(b"ram0", 7)]
+    assert getattr(stream.fds[0].fd, "number", None) == (12 if form == "number" else None)
     (section_read,) = stream.subsections
     device = section_read.devices[0].device
     assert (device.name.name, device.devid, device.ioas_id, device.hwpt_id) == (b"vf0", -1, 2, 3)
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda p: p.name)
+def test_streams_of_real_qemus(path: Path) -> None:
+    form = QemuCpr.DescriptorForm.number if "exec" in path.name else QemuCpr.DescriptorForm.socket
+    stream = parse(QemuCpr, path.read_bytes(), form)
+    theirs = qemu_cpr.decode(path.read_bytes())
+    found = [e.fd for e in stream.fds if e.more]
+    assert [(f.name.name, f.id, getattr(f, "number", None)) for f in found] == [
+        (f.name, f.id, f.fd) for f in theirs.fds
+    ]
+    assert b"ram0" in {f.name.name for f in found}
+    assert len(stream.subsections) == (theirs.vfio_devices is not None)
+    for wrong in set(QemuCpr.DescriptorForm) - {form}:
+        with pytest.raises(PARSE_ERRORS):
+            parse(QemuCpr, path.read_bytes(), wrong)
 
 
 def test_feature_section() -> None:

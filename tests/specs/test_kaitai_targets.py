@@ -79,11 +79,13 @@ def requests() -> list[Request]:
         data = pattern(generation, name, entry, "4K", 1)
         params = params_for(entry, c_structs()[generation, name], "4K")
         found[entry.name, tuple(params), data] = None
-        # Tables of hardware are no C structs; they get arbitrary bytes.
+    # Tables of hardware are no C structs; they get arbitrary bytes.
     for entry in all_types().values():
         if entry.module in ("vtd_tables", "smmuv3_tables", "amd_iommu_tables"):
             noise = hashlib.shake_256(entry.name.encode()).digest(4096)
             found[entry.name, (3,) * len(entry.params), noise] = None
+    for path in sorted((ROOT / "tests/data/qemu_cpr").glob("*.bin")):
+        found["qemu_cpr", (2 if "exec" in path.name else 1,), path.read_bytes()] = None
     whole = list(found)
     short = [(n, p, d[:cut]) for n, p, d in whole for cut in (len(d) // 2, len(d) - 1)]
     return list(dict.fromkeys(whole + short))
@@ -210,7 +212,10 @@ def cpp_dumper(types: list[Type]) -> str:
         head = f"void fields(json& out, {cpp_class(entry)}* from)"
         declared.append(f"{head};")
         defined.append("\n".join([head + " {", "    (void)out; (void)from;", *lines, "}"]))
-        given = "".join(f"p[{i}], " for i in range(len(entry.params)))
+        given = "".join(
+            f"({entry.module}_t::{param['enum']}_t)p[{i}], " if "enum" in param else f"p[{i}], "
+            for i, param in enumerate(entry.spec.get("params", []))
+        )
         kind = cpp_class(entry)
         cases.append(
             f"    case {len(cases)}: {{ std::unique_ptr<{kind}> object(new {kind}({given}&io)); "

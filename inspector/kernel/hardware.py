@@ -29,10 +29,11 @@ class Unit:
     """One IOMMU. ``base`` is the physical address of its registers and names it.
 
     ``scalable`` is the mode a VT-d unit runs in; ``domain_ids`` how many DIDs (or VMIDs) it
-    has; ``levels`` of its second-stage tables; ``input_bits`` of a stage-2 table of an SMMU;
-    ``page_sizes`` the leaves it can express above the granule (None: all of the format).
-    ``stream_bits`` is the size of an SMMU's stream ids. ``registers`` are what the consumer
-    finds in them at boot: ``STRTAB_BASE_CFG`` of an SMMU, say.
+    has, of which those from ``first_domain_id`` on are free; ``levels`` of its second-stage
+    tables; ``input_bits`` of a stage-2 table of an SMMU; ``page_sizes`` the leaves it can
+    express above the granule (None: all of the format). ``stream_bits`` is the size of an
+    SMMU's stream ids. ``registers`` are what the consumer finds in them at boot:
+    ``STRTAB_BASE_CFG`` of an SMMU, say.
     """
 
     base: int
@@ -40,6 +41,7 @@ class Unit:
     segment: int = 0
     scalable: bool = False
     domain_ids: int = 1 << 16
+    first_domain_id: int = 2
     levels: int = 4
     input_bits: int = 48
     page_sizes: tuple[int, ...] | None = None
@@ -64,7 +66,7 @@ class PciDevice:
     segment: int = 0
     unit: int = 0
     driver: str = VFIO_PCI
-    max_pasid: int = 1 << 20
+    max_pasid: int = 0
     reset_works: bool = False
     virtual_function: bool = False
     quirk: bool = False

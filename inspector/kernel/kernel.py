@@ -21,17 +21,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from abi.errors import UsageError
+from abi.iommu import IommuGeneration
 from abi.luo import LuoGeneration
 from inspector.kernel import clients, handover
 from inspector.kernel.clients import KhoTest, ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.handover import Segments
+from inspector.kernel.hardware import format_bdf
+from inspector.kernel.iommu import IommuFlb
+from inspector.kernel.iommufd import IommuDrivers, Iommufd, IommufdHandler
 from inspector.kernel.kho import Kho
 from inspector.kernel.luo import ConstantFlb, Luo
 from inspector.kernel.machine import CMA_ALIGNMENT, MAX_ORDERS, Machine, MachineSpec
 from inspector.kernel.memfd import Memfd, MemfdHandler
+from inspector.kernel.pci import PciFlb
 from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
+from inspector.kernel.record import has
+from inspector.kernel.vfio import VfioDevice, VfioHandler
 from inspector.memory.sparse import SparseMemory
 
 
@@ -99,6 +106,10 @@ class Kernel:
         self.kho = Kho(machine, self.profile)
         self.kho_test: KhoTest | None = None
         self.luo_or_none: Luo | None = None
+        self.iommu: IommuFlb | None = None
+        self.pci: PciFlb | None = None
+        self.drivers: IommuDrivers | None = None
+        self._iommufds: list[Iommufd] = []
         if self.profile.has("kexec-metadata"):
             clients.preserve_metadata(self.kho, self.release, kexecs + 1)
         if kho_test is not None:
@@ -118,11 +129,29 @@ class Kernel:
         self.luo_or_none = luo = Luo(self.kho, generation, number=self.live_updates + 1)
         if self.profile.has("memfd"):
             luo.register(MemfdHandler(self.kho, self.profile["memfd"]))
+        self._start_iommu(luo)
         if test_flbs and generation.flb:
             flbs = tuple(ConstantFlb(i) for i in range(3))
             luo.flbs += flbs
             for handler in luo.handlers:
                 handler.flbs = (*handler.flbs, *flbs)
+
+    def _start_iommu(self, luo: Luo) -> None:
+        """The IOMMU, PCI and VFIO layers of the out-of-tree series."""
+        profile, machine = self.profile, self.machine
+        core = None
+        if profile.has("iommu"):
+            generation = profile["iommu"]
+            assert isinstance(generation, IommuGeneration)
+            core = self.iommu = IommuFlb(self.kho, generation)
+        listed = core is None or not has(core.unit_layout, "smmuv3.strtab_base")
+        self.drivers = IommuDrivers(machine, self.kho, listed=listed)
+        if profile.has("iommufd"):
+            luo.register(IommufdHandler(self.kho, profile["iommufd"], core))
+        if profile.has("pci"):
+            self.pci = PciFlb(self.kho, profile["pci"], machine.spec.hardware)
+        if profile.has("vfio-pci"):
+            luo.register(VfioHandler(self.kho, profile["vfio-pci"], self.pci))
 
     @property
     def luo(self) -> Luo:
@@ -134,6 +163,21 @@ class Kernel:
     def memfd(self, name: str = "memfd", *, huge: bool = False) -> Memfd:
         """A new memory file."""
         return Memfd(self.machine, name, huge=huge)
+
+    def iommufd(self) -> Iommufd:
+        """A newly opened iommufd. Raises EOPNOTSUPP without a machine for it."""
+        if self.drivers is None:
+            raise KernelErrno("EOPNOTSUPP", f"{self.profile} has no orchestrator")
+        opened = Iommufd(self.drivers, self.iommu)
+        self._iommufds.append(opened)
+        return opened
+
+    def vfio(self, segment: int, bdf: int, iommufd: Iommufd | None = None) -> VfioDevice:
+        """A newly opened vfio-pci device. Raises ENODEV."""
+        device = self.machine.spec.hardware.device(segment, bdf)
+        if device is None:
+            raise KernelErrno("ENODEV", f"no device at {format_bdf(segment, bdf)}")
+        return VfioDevice(device, iommufd)
 
     # -- the reboot path -----------------------------------------------------------------
 
@@ -155,6 +199,22 @@ class Kernel:
                     self.luo_or_none.unfreeze()
                 raise KernelErrno("EAGAIN", f"finalization failed: {error.reason}") from error
 
+    def _shutdown(self) -> None:
+        """What drivers do in the reboot path: only preserved devices keep their DMA."""
+        for opened in self._iommufds:
+            for hwpt in opened.hwpts:
+                if not hwpt.nested:
+                    hwpt.domain.table.sync()
+        if self.drivers is not None:
+            live = set(self.iommu.live_devices) if self.iommu is not None else set()
+            for driver in self.drivers.units.values():
+                driver.shutdown(live)
+                driver.sync()
+        if self.iommu is not None:
+            self.iommu.sync()
+        if self.pci is not None:
+            self.pci.sync()
+
     def kexec(
         self, moment: Moment | str = Moment.HANDOFF, *, command_line: str = "kho=on liveupdate=on"
     ) -> Image:
@@ -166,6 +226,7 @@ class Kernel:
             raise UsageError("this kernel has handed over already")
         moment = Moment(moment)
         self.freeze()
+        self._shutdown()
         if self.profile.finalize is Finalize.NONE:
             self.kho.map.write()
         segments = handover.place(self.machine, self.kho.root if self.kho.handed_over else 0)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi import memfd as abi_memfd
+from abi.errors import UsageError
 from abi.registry import Generation
 from abi.schema import Struct, resolve
 from inspector.kernel.errno import KernelErrno
@@ -59,6 +60,8 @@ class Memfd:
         self.size = 0
         self.pos = 0
         self.seals = 0
+        #: Whether pages were pinned for DMA: the model then keeps all of them.
+        self.pinned = False
         #: Held while preserved: no page comes or goes, the size stays.
         self.frozen = False
         self._extents: list[Extent] = []
@@ -78,6 +81,8 @@ class Memfd:
             return
         self._check_change(SEAL_GROW if size > self.size else SEAL_SHRINK)
         if size < self.size:
+            if self.pinned:
+                raise UsageError(f"{self.name}: shrinking a file mapped for DMA is not modelled")
             self._drop(-(-size // self.machine.page_size))
             tail = size % self.machine.page_size
             frame = self._frame(size // self.machine.page_size) if tail else None
@@ -236,6 +241,12 @@ class Memfd:
                 self.adopt(low, self.machine.alloc_many(stop - low), 0)
                 low = stop
         return high, high
+
+    def pin(self, offset: int, length: int) -> None:
+        """Make the pages of a range exist and keep them, whatever the seals. Raises ENOMEM."""
+        page = self.machine.page_size
+        self._fill(offset // page, -(-(offset + length) // page))
+        self.pinned = True
 
     def populate(self) -> None:
         """Fill every hole, as pinning all pages does. Raises ENOMEM."""

@@ -51,7 +51,7 @@ SERIES: Mapping[str, Mapping[str, str]] = {
     "iommu-v3": {
         "iommu": "iommu-v3-2026-06",
         "iommufd": "iommu-v3-2026-06",
-        "pci": "pci-v2-u32-2026-05",
+        "pci": "pci-v2-u32-2026-05:pci-v1",
         "vfio-pci": "vfio-pci-v2",
     },
     "iommu-smmuv3": {
@@ -64,7 +64,7 @@ SERIES: Mapping[str, Mapping[str, str]] = {
     "iommu-vw": {
         "iommu": "iommu-v4-version-field",
         "iommufd": "iommu-v3-2026-06",
-        "pci": "pci-flb-version2-2026",
+        "pci": "pci-flb-version2-2026@1",
         "vfio-pci": "vfio-pci-v2",
     },
     "vfio-rfc-v1": {"pci": "pci-luo-rfc-2025", "vfio-pci": "vfio-pci-rfc-v1"},
@@ -207,7 +207,12 @@ def _release(base: str) -> str:
 
 @cache
 def _find(layer: str, wanted: str) -> Generation:
-    """A generation by its id or by a census id that it covers; the id wins."""
+    """A generation by its id or by a census id that it covers; the id wins.
+
+    ``ID:STRING`` takes another of its strings, ``ID@VERSION`` another version word.
+    """
+    if ":" in wanted or "@" in wanted:
+        return _variant(layer, wanted)
     candidates = registry.generations(layer)
     for generation in candidates:
         if generation.id == wanted:
@@ -216,6 +221,24 @@ def _find(layer: str, wanted: str) -> Generation:
         if wanted in generation.census:
             return generation
     return registry.get(layer, wanted)
+
+
+def _variant(layer: str, wanted: str) -> Generation:
+    rest, _, version = wanted.partition("@")
+    base, _, string = rest.partition(":")
+    found = _find(layer, base)
+    if string:
+        if string not in found.strings:
+            raise UsageError(
+                f"{found} has no string {string!r}{_near(string, list(found.strings))}"
+            )
+        found = replace(found, strings=(string,))
+    if version:
+        words = [name for name in found.constants if name.endswith("FLB_VERSION")]
+        if not words or not version.isdecimal():
+            raise UsageError(f"{found} has no version word to set to {version!r}")
+        found = replace(found, constants={**found.constants, words[0]: int(version)})
+    return found
 
 
 def _near(word: str, known: Mapping[str, object] | list[str]) -> str:

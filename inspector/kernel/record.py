@@ -33,6 +33,24 @@ def fill(record: Any, values: Values) -> None:
             record[name] = value
 
 
+def known(struct: Struct, values: Values) -> dict[str, Any]:
+    """Those values that the struct has members for, nested ones likewise."""
+    fields = {f.name: f for f in struct.fields}
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        field = fields.get(name)
+        if field is None:
+            continue
+        if field.bit_size:
+            out[field.union] = out.get(field.union, 0) | value << field.bit_offset
+            continue
+        if isinstance(value, Mapping):
+            assert field.struct is not None
+            value = known(field.struct, value)
+        out[name] = value
+    return out
+
+
 def pack(struct: Struct, values: Values) -> bytes:
     """The bytes of one struct; members left out are zero. Raises ValueError for a wrong name."""
     record = np.zeros((), struct.dtype)

@@ -19,7 +19,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from abi.errors import UsageError
-from inspector.kernel import scenario_machine, scenario_steps
+from inspector.kernel import scenario_iommu, scenario_machine, scenario_steps
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec, Moment
@@ -29,6 +29,9 @@ from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.scenario_file import Document, ScenarioError, Table, unknown
 from inspector.kernel.scenario_steps import Step, World
+
+#: Importing it adds the file types and steps of the IOMMU series.
+_EXTENSIONS = (scenario_iommu,)
 
 __all__ = ["Fault", "Scenario", "ScenarioError", "load", "parse", "shipped"]
 

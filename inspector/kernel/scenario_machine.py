@@ -83,6 +83,7 @@ def _unit(table: Table) -> Unit:
         "segment": table.integer("segment", 0, bits=32),
         "scalable": table.flag("scalable"),
         "domain_ids": table.integer("domain_ids", 1 << 16, bits=17),
+        "first_domain_id": table.integer("first_domain_id", 2, bits=16),
         "levels": table.integer("levels", 4, bits=3),
         "input_bits": table.integer("input_bits", 48, bits=7),
         "stream_bits": table.integer("stream_bits", 16, bits=6),
@@ -109,7 +110,7 @@ def _devices(table: Table, units: list[Unit]) -> list[PciDevice]:
     common: dict[str, Any] = {
         "unit": unit,
         "driver": table.text("driver", "vfio-pci"),
-        "max_pasid": table.integer("max_pasid", 1 << 20, bits=21),
+        "max_pasid": table.integer("max_pasid", 0, bits=21),
         "reset_works": table.flag("reset_works"),
         "virtual_function": table.flag("virtual_function"),
         "quirk": table.flag("quirk"),

@@ -33,6 +33,10 @@ class World:
     files: dict[str, Any] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
 
+    def session_number(self, name: str | None) -> int:
+        """The place of a session in the order of creation."""
+        return list(self.sessions).index(name) if name is not None else 0
+
     def session(self, name: str) -> Session:
         """A session of the scenario."""
         session: Session = _named(self.sessions, name, "session")
@@ -205,6 +209,7 @@ def _seals(table: Table) -> int:
     return seals
 
 
+Do = Callable[[World], None]
 FileReader = Callable[[Table, "str | None"], Callable[[str, "int | None", int], Any]]
 #: Kinds of files that a session can hold.
 FILE_TYPES: dict[str, FileReader] = {"memfd": _memfd}

@@ -8,9 +8,11 @@ changed and nothing is installed.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from lab.host import LabError, cache_directory, locked, os_errors, run, tool, wo
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SUITES = ("stable-backports", "testing", "unstable", "experimental")
 _DOWNLOAD_SECONDS = 600.0
+_INDEX_SECONDS = 86400.0
 #: An archive's index may name files that its mirror has dropped; give up after so many.
 _ATTEMPTS = 8
 
@@ -91,8 +94,6 @@ def check_tree(path: Path) -> Path:
 
 
 def _apt_environment(configuration: Path | None) -> dict[str, str]:
-    import os
-
     env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     if configuration is not None:
         env["APT_CONFIG"] = str(configuration)
@@ -148,23 +149,14 @@ def _mirror() -> str:
 
 def _private_apt() -> Path:
     """A private apt state that knows every suite of the mirror; indexes are fetched once a day."""
-    import time
-
     base = cache_directory() / "apt"
     configuration = base / "apt.conf"
     stamp = base / "updated"
-    with os_errors("prepare a private apt state"):
+    with locked(base / "lab.lock"), os_errors("prepare a private apt state"):
+        if stamp.exists() and time.time() - stamp.stat().st_mtime < _INDEX_SECONDS:
+            return configuration
         for part in ("lists/partial", "cache/archives/partial"):
             (base / part).mkdir(parents=True, exist_ok=True)
-        signed = f" [signed-by={_KEYRING}]" if _KEYRING.exists() else ""
-        mirror = _mirror()
-        (base / "sources.list").write_text(
-            "".join(
-                f"{kind}{signed} {mirror} {suite} main\n"
-                for suite in _SUITES
-                for kind in ("deb", "deb-src")
-            )
-        )
         configuration.write_text(
             f'Dir::Etc::SourceList "{base}/sources.list";\n'
             'Dir::Etc::SourceParts "/dev/null";\n'
@@ -172,16 +164,33 @@ def _private_apt() -> Path:
             f'Dir::Cache "{base}/cache";\n'
             'APT::Sandbox::User "";\n'
         )
-        if stamp.exists() and time.time() - stamp.stat().st_mtime < 86400:
-            return configuration
+        _update(configuration, _mirror(), _SUITES)
+        # A mirror may keep the alias of a suite longer than its content: ask by codename.
+        names = []
+        for release in (base / "lists").glob(f"*_{_SUITES[0]}_InRelease"):
+            m = re.search(r"^Codename: ([a-z-]+)$", release.read_text("utf-8", "replace"), re.M)
+            names += [m[1]] if m else []
+        if names:
+            _update(configuration, _mirror(), (*names, *_SUITES[1:]))
+        stamp.touch()
+    return configuration
+
+
+def _update(configuration: Path, mirror: str, suites: tuple[str, ...]) -> None:
+    signed = f" [signed-by={_KEYRING}]" if _KEYRING.exists() else ""
+    configuration.with_name("sources.list").write_text(
+        "".join(
+            f"{kind}{signed} {mirror} {suite} main\n"
+            for suite in suites
+            for kind in ("deb", "deb-src")
+        )
+    )
     run(
         ["apt-get", "update"],
         "fetch the package indexes",
         timeout=_DOWNLOAD_SECONDS,
         env=_apt_environment(configuration),
     )
-    stamp.touch()
-    return configuration
 
 
 def fetch(spec: str) -> tuple[Version, Path]:

@@ -25,6 +25,7 @@ VERBS = (
     "preserved",
     "simulate",
     "check",
+    "diff",
     "extract",
     "abi",
 )

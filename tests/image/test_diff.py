@@ -1,0 +1,141 @@
+"""diff finds exactly what differs, and explains what a kernel always does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kho
+from inspector.diff import Kind, changed_blocks, diff
+from inspector.memory.sparse import SparseMemory
+from inspector.walk.preserved import PreservedMap
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+IMAGES = sorted(
+    p for p in CORPUS.glob("*.elf.zst")
+    if p.name.startswith(("linux-", "iommu-")) and "amdv1" not in p.name and "smmu" not in p.name
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda p: p.name)
+def test_an_image_does_not_differ_from_itself(path: Path) -> None:
+    with kho.open(path) as one, kho.open(path) as other:
+        assert diff(one, other, contents=True).changes == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("linux-7.3.4-outgoing", "linux-7.3.4-handoff"),
+        ("linux-7.3.4-outgoing", "linux-7.3.4-incoming"),
+        ("linux-7.3.4-handoff", "linux-7.3.4-incoming"),
+        ("linux-6.19.11-handoff", "linux-6.19.11-incoming_retrieved"),
+        ("iommu-vw-legacy-handoff", "iommu-vw-legacy-incoming"),
+    ],
+)
+def test_every_difference_of_one_update_is_explained(before: str, after: str) -> None:
+    with (
+        kho.open(CORPUS / f"{before}.elf.zst") as one,
+        kho.open(CORPUS / f"{after}.elf.zst") as two,
+    ):
+        found = diff(one, two)
+    assert found.changes
+    assert [c for c in found.changes if not c.why] == []
+
+
+def patch(image_path: Path, edits: list[tuple[int, bytes]]) -> object:
+    memory = kho.open_memory(image_path)
+    overlay = SparseMemory.over(memory)
+    for address, data in edits:
+        overlay.write(address, data)
+    return kho.open(overlay)
+
+
+def test_a_changed_field_is_found_and_nothing_else() -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        file = one.luo.sessions[1].files[0]
+        other = patch(source, [(file.data, (77).to_bytes(8, "little"))])
+        found = diff(one, other)
+        other.close()
+    assert [(c.kind, c.path, c.what, c.after) for c in found.changes] == [
+        (Kind.CHANGED, "/luo/sessions/db-cache/files/0xdeadbeefcafe0004/memfd", "pos", 77)
+    ]
+
+
+def test_a_renamed_session_is_one_gone_and_one_come() -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        address = one.luo.sessions[0].address
+        other = patch(source, [(address, b"vm-omega".ljust(64, b"\0"))])
+        found = diff(one, other)
+        other.close()
+    assert sorted((c.kind, c.what) for c in found.changes) == [
+        (Kind.ADDED, "vm-omega"),
+        (Kind.REMOVED, "vm-alpha"),
+    ]
+
+
+def test_content_is_compared_on_demand() -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        memfd = one.find("/LUO/sessions/vm-alpha/files/0x1111111100000004").object.state
+        page = int(memfd.addresses[3])
+        other = patch(source, [(page + 5, b"\xaa\xbb\xcc")])
+        assert diff(one, other).changes == []
+        found = diff(one, other, contents=True).changes
+        other.close()
+    assert len(found) == 1
+    assert found[0].path == memfd.path
+    assert "0x3005" in found[0].what
+
+
+PAGE = 4096
+
+
+def a_map(blocks: dict[int, int]) -> PreservedMap:
+    starts = np.array(sorted(blocks), np.uint64)
+    orders = np.array([blocks[int(s)] for s in starts], np.uint8)
+    none = np.empty(0, np.uint64)
+    return PreservedMap(PAGE, starts, np.ones(len(starts), np.uint64), orders, none, none)
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> dict[int, int]:
+    """Disjoint, aligned blocks in the first 64 pages."""
+    blocks: dict[int, int] = {}
+    page = 0
+    while page < 64:
+        order = draw(st.integers(0, 3))
+        if page % (1 << order) == 0 and draw(st.booleans()):
+            blocks[page * PAGE] = order
+            page += 1 << order
+        else:
+            page += 1
+    return blocks
+
+
+@settings(max_examples=200, deadline=None)
+@given(maps(), maps())
+def test_changed_blocks_are_those_of_the_sets(one: dict[int, int], other: dict[int, int]) -> None:
+    def pages(blocks: dict[int, int]) -> dict[int, int]:
+        return {b + i * PAGE: o for b, o in blocks.items() for i in range(1 << o)}
+
+    before, after = pages(one), pages(other)
+    expected = {
+        page: (before.get(page), after.get(page))
+        for page in before.keys() | after.keys()
+        if before.get(page) != after.get(page)
+    }
+    got = {}
+    for kind, start, size, old, new in changed_blocks(a_map(one), a_map(other)):
+        assert kind == (
+            Kind.ADDED if old is None else Kind.REMOVED if new is None else Kind.CHANGED
+        )
+        for page in range(start, start + size, PAGE):
+            got[page] = (old, new)
+    assert got == expected

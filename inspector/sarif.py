@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from urllib.parse import quote
 
 from inspector.findings import Severity
 
@@ -15,16 +16,32 @@ _LEVELS = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One finding: ``where`` is the name of a struct or member, ``source`` the file it is in."""
+    """One finding.
+
+    ``where`` is the name of a struct, a member or an object of an image, ``source`` the file
+    it is in, ``address`` the physical address of the bytes.
+    """
 
     code: str
     severity: Severity
     message: str
     where: str = ""
     source: str = ""
+    address: int | None = None
 
 
-def document(results: Iterable[Result], rules: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a code means: a sentence, what follows from it, how to look further."""
+
+    statement: str
+    consequence: str = ""
+    look: str = ""
+
+
+def document(
+    results: Iterable[Result], rules: Mapping[str, str] | Mapping[str, Meaning]
+) -> dict[str, Any]:
     """A whole log with one run.
 
     :param rules: what each code means; those that were found are listed.
@@ -41,10 +58,7 @@ def document(results: Iterable[Result], rules: Mapping[str, str]) -> dict[str, A
                     "driver": {
                         "name": "kho",
                         "version": _version(),
-                        "rules": [
-                            {"id": code, "shortDescription": {"text": rules.get(code, code)}}
-                            for code in codes
-                        ],
+                        "rules": [_rule(code, rules.get(code, code)) for code in codes],
                     }
                 },
                 "results": [_result(r, index[r.code]) for r in found],
@@ -53,14 +67,32 @@ def document(results: Iterable[Result], rules: Mapping[str, str]) -> dict[str, A
     }
 
 
+def _rule(code: str, meaning: str | Meaning) -> dict[str, Any]:
+    if isinstance(meaning, str):
+        meaning = Meaning(meaning)
+    rule: dict[str, Any] = {"id": code, "shortDescription": {"text": meaning.statement}}
+    if meaning.consequence:
+        text = f"{meaning.statement} {meaning.consequence}"
+        rule["fullDescription"] = {"text": text}
+    if meaning.look:
+        rule["help"] = {"text": meaning.look}
+    return rule
+
+
 def _result(result: Result, index: int) -> dict[str, Any]:
     location: dict[str, Any] = {}
+    physical: dict[str, Any] = {}
     if result.source:
         # Only the file's name: a log must not depend on where the file lay.
         name = result.source.rsplit("/", 1)[-1]
-        location["physicalLocation"] = {"artifactLocation": {"uri": _uri(name)}}
+        physical["artifactLocation"] = {"uri": quote(name)}
+    if result.address is not None:
+        physical["address"] = {"absoluteAddress": result.address}
+    if physical:
+        location["physicalLocation"] = physical
     if result.where:
-        location["logicalLocations"] = [{"fullyQualifiedName": result.where, "kind": "type"}]
+        kind = "object" if result.where.startswith("/") else "type"
+        location["logicalLocations"] = [{"fullyQualifiedName": result.where, "kind": kind}]
     out: dict[str, Any] = {
         "ruleId": result.code,
         "ruleIndex": index,
@@ -72,14 +104,8 @@ def _result(result: Result, index: int) -> dict[str, Any]:
     return out
 
 
-def _uri(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name)
-
-
 def _version() -> str:
     try:
         return version("kho-inspector")
     except PackageNotFoundError:
-        return "0"
+        return "unknown"

@@ -19,7 +19,9 @@ from inspector.memory.base import U64Array
 from inspector.survey import Claim
 
 #: Kinds of claims on memory that is *not* meant to be in the map.
-OUTSIDE_MAP = frozenset({"map-node", "scratch-array", "scratch", "boot-params", "device-tree", "handover"})
+OUTSIDE_MAP = frozenset(
+    {"map-node", "scratch-array", "scratch", "boot-params", "device-tree", "handover"}
+)
 _NONE = np.empty(0, np.uint64)
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from inspector import sarif
+from inspector.check import catalogue
 from inspector.check.rule import Report
 from inspector.document import finding
 from inspector.findings import Severity
@@ -58,6 +60,18 @@ def document(report: Report) -> dict[str, Any]:
             "not_preserved": len(owned.unpreserved),
         },
     }
+
+
+def sarif_log(report: Report, source: str) -> dict[str, Any]:
+    """The findings as a SARIF log; ``source`` is the image's name."""
+    rules = catalogue()
+    return sarif.document(
+        (
+            sarif.Result(f.code, f.severity, f.message, f.path, source, f.address)
+            for f in report.findings
+        ),
+        {code: sarif.Meaning(r.statement, r.kernel, r.look) for code, r in rules.items()},
+    )
 
 
 def status(report: Report, *, incomplete: bool) -> int:

@@ -84,10 +84,10 @@ def verify(
     Exit status 0: every layer fits. 1: differences that harm no reader. 4: incompatible with
     the generation that the compatible strings name. 16: no KHO structs in the kernel.
     """
-    from inspector import abi_report
     from inspector.cli.common import page_size as parse_page_size
-    from inspector.measure import measure
-    from inspector.verify import resolve_generation, verify
+    from inspector.layouts import present
+    from inspector.layouts.measure import measure
+    from inspector.layouts.verify import resolve_generation, verify
 
     wanted = {}
     for spec in generation or []:
@@ -98,9 +98,9 @@ def verify(
     report = verify(measured, generations=wanted or None, page_size=parse_page_size(page_size))
     _write(
         format,
-        lambda: abi_report.verify_text(report, kernel),
-        lambda: abi_report.verify_json(report, kernel),
-        lambda: abi_report.verify_sarif(report, kernel),
+        lambda: present.verify_text(report, kernel),
+        lambda: present.verify_json(report, kernel),
+        lambda: present.verify_sarif(report, kernel),
     )
     finish(report.exit_status if report.layers else 16)
 
@@ -122,19 +122,19 @@ def diff(
     Verdicts: NO_CHANGE, COMPATIBLE (exit status 1), INCOMPATIBLE (4), and
     INCOMPATIBLE_UNANNOUNCED (4): the bytes differ and the compatible string does not say so.
     """
-    from inspector import abi_report, abi_sides
     from inspector.cli.common import page_size as parse_page_size
+    from inspector.layouts import present, sides
 
-    before = abi_sides.resolve(old, prefer=prefer.value)
-    after = abi_sides.resolve(new, prefer=prefer.value)
-    diffs = abi_sides.diff(before, after, parse_page_size(page_size))
+    before = sides.resolve(old, prefer=prefer.value)
+    after = sides.resolve(new, prefer=prefer.value)
+    diffs = sides.diff(before, after, parse_page_size(page_size))
     _write(
         format,
-        lambda: abi_report.diff_text(diffs, old, new),
-        lambda: abi_report.diff_json(diffs, old, new),
-        lambda: abi_report.diff_sarif(diffs, new),
+        lambda: present.diff_text(diffs, old, new),
+        lambda: present.diff_json(diffs, old, new),
+        lambda: present.diff_sarif(diffs, new),
     )
-    finish(abi_report.worst(diffs).exit_status)
+    finish(present.worst(diffs).exit_status)
 
 
 def lint(
@@ -158,16 +158,16 @@ def lint(
     Of a kernel, structs that no schema knows and whose names end in '_ser' are looked at too.
     Exit status 1 if there are warnings.
     """
-    from inspector import abi_report, abi_sides
     from inspector.findings import Severity
+    from inspector.layouts import present, sides
 
-    side = abi_sides.resolve(abi, prefer=prefer.value)
-    hazards, checked = abi_sides.lint_abi(side, structs)
+    side = sides.resolve(abi, prefer=prefer.value)
+    hazards, checked = sides.lint_abi(side, structs)
     _write(
         format,
-        lambda: abi_report.lint_text(hazards, abi, checked),
-        lambda: abi_report.lint_json(hazards, abi, checked),
-        lambda: abi_report.lint_sarif(hazards, abi),
+        lambda: present.lint_text(hazards, abi, checked),
+        lambda: present.lint_json(hazards, abi, checked),
+        lambda: present.lint_sarif(hazards, abi),
     )
     finish(int(any(h.severity >= Severity.WARNING for h in hazards)))
 

@@ -66,9 +66,7 @@ def check(
         elif format is CheckFormat.SARIF:
             import json
 
-            from inspector.check.sarif import sarif
-
-            typer.echo(json.dumps(sarif(report.findings, image), indent=2))
+            typer.echo(json.dumps(present.sarif_log(report, image), indent=2))
         else:
             out = printer()
             for line in present.lines(report, colour=out.colour):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from abi import registry
 from abi.errors import UsageError
 from abi.registry import Generation
-from inspector.abi_diff import (
+from inspector.layouts.compare import (
     COVERED_BY,
     Change,
     ChangeKind,
@@ -24,8 +24,8 @@ from inspector.abi_diff import (
     side_of_generation,
     side_of_kernel,
 )
-from inspector.layout import KERNEL_NAMES, MeasuredKernel
-from inspector.measure import SERIALIZED, known_structs
+from inspector.layouts.measure import SERIALIZED, known_structs
+from inspector.layouts.measured import KERNEL_NAMES, MeasuredKernel
 
 #: Kernel structs that say nothing about the hand-over by being there.
 _EVERYWHERE = frozenset({*KERNEL_NAMES.values(), "kho_data"})

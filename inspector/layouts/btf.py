@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from abi.errors import CodecError
-from inspector.layout import (
+from inspector.layouts.measured import (
     ANONYMOUS,
     FUNCTION,
     MeasuredField,

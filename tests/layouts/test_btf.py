@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspector import btf as btf_module
-from inspector.btf import Btf, BtfError, Kind
-from inspector.layout import MeasuredField, MeasuredStruct
+from inspector.layouts import btf as btf_module
+from inspector.layouts.btf import Btf, BtfError, Kind
+from inspector.layouts.measured import MeasuredField, MeasuredStruct
 
 DATA = Path(__file__).parent.parent / "data" / "btf"
 
@@ -382,7 +382,7 @@ def test_sample_made_here(tmp_path: Path) -> None:
     btf = Btf(blob.read_bytes())
     check_sample(btf)
     pytest.importorskip("drgn")
-    from inspector.dwarf import Dwarf
+    from inspector.layouts.dwarf import Dwarf
 
     names = ["sample", "bits", "nested", "sample_packed"]
     dwarf = Dwarf(obj)

@@ -2,7 +2,7 @@
 
 drgn does what takes years to get right: it indexes the compilation units in parallel, follows
 split and compressed sections, and completes forward declarations. This module only turns its
-types into the form of :mod:`inspector.layout`.
+types into the form of :mod:`inspector.layouts.measured`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from abi.errors import KhoError, UnreadableError
-from inspector.layout import (
+from inspector.layouts.measured import (
     ANONYMOUS,
     FUNCTION,
     MeasuredField,
@@ -191,7 +191,7 @@ class Dwarf:
         return 1 if packed else alignment
 
     def spelling(self, type_: Any) -> str:
-        """A type as :meth:`inspector.btf.Btf.spelling` spells it."""
+        """A type as :meth:`inspector.layouts.btf.Btf.spelling` spells it."""
         kinds, flags = self._drgn.TypeKind, self._drgn.Qualifiers
         words = [q.name.lower() for q in flags if q is not flags.NONE and type_.qualifiers & q]
         if type_.kind == kinds.POINTER:

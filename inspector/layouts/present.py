@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from inspector import sarif
-from inspector.abi_diff import Change, ChangeKind, LayerDiff, Verdict
 from inspector.findings import Severity
-from inspector.lint import WHY, Hazard, Rule
+from inspector.layouts.compare import Change, ChangeKind, LayerDiff, Verdict
+from inspector.layouts.lint import WHY, Hazard, Rule
+from inspector.layouts.verify import LayerReport, Report
 from inspector.text import display
-from inspector.verify import LayerReport, Report
 
 #: What each code means, in one sentence.
 MEANINGS: dict[str, str] = {

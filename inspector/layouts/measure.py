@@ -1,7 +1,7 @@
 """Measure the serialized structs of a kernel, whatever form it comes in.
 
 One function, :func:`measure`: a raw BTF blob, a vmlinux, a bzImage, a module, an object file with
-DWARF, or a record made before (:meth:`inspector.layout.MeasuredKernel.to_json`).
+DWARF, or a record made before (:meth:`inspector.layouts.measured.MeasuredKernel.to_json`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from abi import registry
 from abi.errors import UnreadableError
-from inspector.btf import Btf
-from inspector.kernel_file import KernelFile, open_kernel
-from inspector.layout import KERNEL_NAMES, MeasuredKernel, MeasuredStruct
+from inspector.layouts.btf import Btf
+from inspector.layouts.kernel_file import KernelFile, open_kernel
+from inspector.layouts.measured import KERNEL_NAMES, MeasuredKernel, MeasuredStruct
 
 #: Structs that look serialized, to find those that no schema knows.
 SERIALIZED = re.compile(r"(?:[a-z0-9_]+_ser|khoser_[a-z0-9_]+)\Z")
@@ -130,7 +130,7 @@ def _finish(
 
 
 def _from_dwarf(file: KernelFile, path: str, names: set[str]) -> MeasuredKernel:
-    from inspector.dwarf import Dwarf
+    from inspector.layouts.dwarf import Dwarf
 
     strings = file.section(".debug_str") or b""
     pattern = re.compile(rb"(?<=\0)(?:[a-z0-9_]{1,60}_ser|khoser_[a-z0-9_]{1,60})(?=\0)")
@@ -146,7 +146,7 @@ def _from_dwarf(file: KernelFile, path: str, names: set[str]) -> MeasuredKernel:
 
 
 def _measured_dwarf(dwarf: object, file: KernelFile, path: str, names: set[str]) -> MeasuredKernel:
-    from inspector.dwarf import Dwarf
+    from inspector.layouts.dwarf import Dwarf
 
     assert isinstance(dwarf, Dwarf)
     layouts: dict[str, tuple[MeasuredStruct, ...]] = dwarf.layouts(sorted(names))

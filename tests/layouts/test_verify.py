@@ -14,18 +14,18 @@ from typer.testing import CliRunner
 
 from abi import registry
 from abi.errors import UsageError
-from inspector import abi_sides
-from inspector.abi_diff import (
+from inspector.cli.app import app
+from inspector.layouts import sides
+from inspector.layouts.compare import (
     COVERED_BY,
     ChangeKind,
     Verdict,
     diff_struct,
     side_of_generation,
 )
-from inspector.cli.app import app
-from inspector.layout import MeasuredKernel, MeasuredStruct
-from inspector.measure import measure
-from inspector.verify import resolve_generation, verify
+from inspector.layouts.measure import measure
+from inspector.layouts.measured import MeasuredKernel, MeasuredStruct
+from inspector.layouts.verify import resolve_generation, verify
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDS = DATA / "abi" / "kernels"
@@ -161,8 +161,8 @@ def test_changed_structs(edit: Any, kinds: set[ChangeKind], verdict: str) -> Non
     assert {c.kind for c in luo.changes} == kinds
     assert {c.struct for c in luo.changes} == {"luo_file_ser"}
     assert "luo_file_ser" not in luo.matched
-    old = abi_sides.Abi("old", kernel=record("linux-7.3.4"))
-    diffs = abi_sides.diff(old, abi_sides.Abi("new", kernel=kernel))
+    old = sides.Abi("old", kernel=record("linux-7.3.4"))
+    diffs = sides.diff(old, sides.Abi("new", kernel=kernel))
     assert {d.layer: d.verdict for d in diffs if d.changes} == {"luo": expected}
 
 
@@ -177,8 +177,8 @@ def test_a_changed_struct_under_a_new_string() -> None:
         ChangeKind.FIELD_ADDED,
         ChangeKind.STRING,
     }
-    diffs = abi_sides.diff(
-        abi_sides.Abi("old", kernel=record("linux-7.3.4")), abi_sides.Abi("new", kernel=kernel)
+    diffs = sides.diff(
+        sides.Abi("old", kernel=record("linux-7.3.4")), sides.Abi("new", kernel=kernel)
     )
     assert [d.verdict for d in diffs if d.changes] == [Verdict.INCOMPATIBLE]
 
@@ -269,7 +269,7 @@ def test_two_layouts_of_one_name() -> None:
     ],
 )
 def test_diff_of_generations(old: str, new: str, verdicts: dict[str, Verdict]) -> None:
-    diffs = abi_sides.diff(abi_sides.resolve(old), abi_sides.resolve(new))
+    diffs = sides.diff(sides.resolve(old), sides.resolve(new))
     bad = {d.layer: d.verdict for d in diffs if d.verdict not in ("NO_CHANGE", "COMPATIBLE")}
     assert bad == verdicts
 
@@ -277,8 +277,8 @@ def test_diff_of_generations(old: str, new: str, verdicts: dict[str, Verdict]) -
 @pytest.mark.parametrize("name", KERNELS)
 def test_diff_of_a_kernel_and_its_generations(name: str) -> None:
     for old, new in ((release(name), name), (name, release(name))):
-        sides = [str(RECORDS / f"{s}.json") if "linux" in s else s for s in (old, new)]
-        diffs = abi_sides.diff(*map(abi_sides.resolve, sides))
+        names = [str(RECORDS / f"{s}.json") if "linux" in s else s for s in (old, new)]
+        diffs = sides.diff(*map(sides.resolve, names))
         assert {d.verdict for d in diffs} == {Verdict.NO_CHANGE}
 
 
@@ -291,7 +291,7 @@ def test_names_of_generations() -> None:
     with pytest.raises(UsageError, match="no layer"):
         resolve_generation("nonsense=1")
     with pytest.raises(UsageError, match="is no file"):
-        abi_sides.resolve("nonsense")
+        sides.resolve("nonsense")
 
 
 # -- from source to verdict ------------------------------------------------------------------

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inspector import abi_sides
-from inspector.abi_report import MEANINGS
 from inspector.cli.app import app
 from inspector.findings import Severity
-from inspector.layout import MeasuredField, MeasuredStruct
-from inspector.lint import WHY, Rule, lint
+from inspector.layouts import sides
+from inspector.layouts.lint import WHY, Rule, lint
+from inspector.layouts.measured import MeasuredField, MeasuredStruct
+from inspector.layouts.present import MEANINGS
 
 RECORDS = Path(__file__).parent.parent / "data" / "abi" / "kernels"
 
@@ -90,7 +90,7 @@ def test_versions_from_strings_and_embedding() -> None:
 
 
 def of(text: str) -> dict[str, set[str]]:
-    hazards, _ = abi_sides.lint_abi(abi_sides.resolve(text))
+    hazards, _ = sides.lint_abi(sides.resolve(text))
     out: dict[str, set[str]] = {}
     for hazard in hazards:
         out.setdefault(hazard.rule.name, set()).add(hazard.where)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from abi import registry
 from abi.errors import UsageError
 from abi.registry import Generation
-from inspector.abi_diff import (
+from inspector.layouts.compare import (
     COVERED_BY,
     ChangeKind,
     LayerDiff,
@@ -19,10 +19,10 @@ from inspector.abi_diff import (
     side_of_generation,
     side_of_kernel,
 )
-from inspector.layout import MeasuredKernel, MeasuredStruct
-from inspector.lint import Hazard, lint
-from inspector.measure import known_structs, measure
-from inspector.verify import DEFAULT_PAGE_SIZE, resolve_generation
+from inspector.layouts.lint import Hazard, lint
+from inspector.layouts.measure import known_structs, measure
+from inspector.layouts.measured import MeasuredKernel, MeasuredStruct
+from inspector.layouts.verify import DEFAULT_PAGE_SIZE, resolve_generation
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Compare two ABIs: two kernels, two generations, or a kernel with a generation.
 
-Both sides are brought into the form of :mod:`inspector.layout`, so that one comparison serves
-all. The question of each layer is: may state that one side wrote be read by the other, and if
+Both sides are brought into the form of :mod:`inspector.layouts.measured`, so that one
+comparison serves all. The question of each layer is: may state that one side wrote be read by the other, and if
 not, does a compatible string say so?
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from abi import registry
 from abi.registry import Generation
 from abi.schema import Field, Struct
-from inspector.layout import KERNEL_NAMES, MeasuredField, MeasuredKernel, MeasuredStruct
+from inspector.layouts.measured import KERNEL_NAMES, MeasuredField, MeasuredKernel, MeasuredStruct
 
 #: Layers whose structs no string of their own covers (yet): the string that does.
 COVERED_BY = {"boot": "kho", "vmalloc": "kho", "block": "kho", "kexec-metadata": "kho"}

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi.errors import KhoError, UnreadableError
-from inspector.kernel_file import KernelFile, open_kernel
-from inspector.measure import measure
+from inspector.layouts.kernel_file import KernelFile, open_kernel
+from inspector.layouts.measure import measure
 
 SAMPLE = (Path(__file__).parent.parent / "data" / "btf" / "sample.btf").read_bytes()
 RODATA = (
@@ -142,7 +142,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_split_btf_needs_its_base(tmp_path: Path) -> None:
     from test_btf import Maker
 
-    from inspector.btf import Btf
+    from inspector.layouts.btf import Btf
 
     base = Btf(SAMPLE)
     split = Maker(first=base.end_id, strings=base.string_end)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from inspector.abi_diff import is_reserved
 from inspector.findings import Severity
-from inspector.layout import MeasuredField, MeasuredStruct
+from inspector.layouts.compare import is_reserved
+from inspector.layouts.measured import MeasuredField, MeasuredStruct
 
 
 class Rule(enum.StrEnum):

@@ -268,6 +268,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self._bits: list[_Bit] = []
         self._views: list[_View] = []
         self._flat: dict[str, dict[str, str]] = {}
+        self._items: dict[str, Struct] = {}
         self._leaves: list[_Leaf] = []
         self._end = 0
         self._own = {member.name for member in members}
@@ -372,6 +373,8 @@ class Struct(cs.Construct):  # type: ignore[misc]
             size, alignment, ctype, native = item.size, item.size, item.ctype, kind
             leaf_type, points_to, count = item, item.points_to, kind.items
         offset = self._place(name, native, size * kind.items, alignment)
+        if isinstance(item, Struct):
+            self._items[name] = item
         self._leaves.append(_Leaf(name, offset, count, leaf_type))
         self.fields.append(
             Field(
@@ -428,6 +431,9 @@ class Struct(cs.Construct):  # type: ignore[misc]
                 obj[view.name] = view.struct.parse(raw[: view.struct.size])
             else:
                 view.struct._with_views(raw)
+        for name, item in self._items.items():
+            for element in obj[name]:
+                item._with_views(element)
         for bit in self._bits:
             if "." not in bit.area:
                 obj[bit.name] = obj[bit.area] >> bit.shift & ((1 << bit.width) - 1)
@@ -441,14 +447,19 @@ class Struct(cs.Construct):  # type: ignore[misc]
         """A mapping with every raw member: zero where ``obj`` is silent, views laid over."""
         if not isinstance(obj, Mapping):
             raise TypeError(f"struct {self.cname} is built from a mapping, not {obj!r}")
-        known = {f.name for f in self.fields} | set(self._areas) | {b.area for b in self._bits}
+        known = {f.name for f in self.fields if not f.flexible}
+        known |= set(self._areas) | {b.area for b in self._bits}
         unknown = [k for k in obj if k not in known and k != "_io"]
         if unknown:
             raise CodecError(f"struct {self.cname} has no field {unknown[0]!r}")
         out: dict[str, Any] = {}
         nested = {v.name: v.struct for v in self._views if v.area not in self._areas}
         for native in self._native:
-            out[native.name] = _default(native, obj.get(native.name), nested.get(native.name))
+            value = obj.get(native.name)
+            item = self._items.get(native.name)
+            if item is not None and value is not None:
+                value = [item._completed(element) for element in value]
+            out[native.name] = _default(native, value, nested.get(native.name))
         given = dict(out)
         for view in self._views:
             if view.area in self._areas and obj.get(view.name) is not None:

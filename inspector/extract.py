@@ -20,10 +20,10 @@ import numpy as np
 from abi.errors import KhoError, UsageError
 from inspector import redact as redaction
 from inspector.image import Image
-from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
 from inspector.memory.base import PhysicalMemory, U64Array
 from inspector.memory.elfcore import write_core
 from inspector.memory.sparse import SparseMemory
+from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
 from inspector.survey import Claim
 from inspector.walk.memfd import Memfd
 

@@ -7,7 +7,6 @@ import numpy as np
 from inspector.image import Image, MapState, Moment
 from inspector.memory.base import PageState
 
-
 #: Notes of our own extracts: what the image they were cut from showed.
 MOMENT_NOTE = "KHO_MOMENT"
 SCRATCH_NOTE = "KHO_SCRATCH"

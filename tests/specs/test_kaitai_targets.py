@@ -204,10 +204,11 @@ def cpp_dumper(types: list[Type]) -> str:
         optional = {a["id"] for a in spec.get("seq", []) if "if" in a}
         optional |= {i for i, a in spec.get("instances", {}).items() if "if" in a}
         for name in [*(a["id"] for a in spec.get("seq", [])), *spec.get("instances", {})]:
-            line = f'    out.field("{name}", from->{name}());'
+            line = f'out.key("\\"{name}\\":"); show(out, from->{name}());'
             if name in optional:
                 # An instance is read by its accessor; only then is it known to be absent.
-                line = f"    from->{name}(); if (!from->_is_null_{name}()) {line.strip()}"
+                line = f"from->{name}(); if (!from->_is_null_{name}()) {{ {line} }}"
+            line = "    " + line
             lines.append(line)
         head = f"void fields(json& out, {cpp_class(entry)}* from)"
         declared.append(f"{head};")
@@ -216,10 +217,9 @@ def cpp_dumper(types: list[Type]) -> str:
             f"({entry.module}_t::{param['enum']}_t)p[{i}], " if "enum" in param else f"p[{i}], "
             for i, param in enumerate(entry.spec.get("params", []))
         )
-        kind = cpp_class(entry)
         cases.append(
-            f"    case {len(cases)}: {{ std::unique_ptr<{kind}> object(new {kind}({given}&io)); "
-            "json out; out.value(object.get()); return out.text; }"
+            f"    case {len(cases)}: {{ {cpp_class(entry)} object({given}&io); "
+            "show(out, &object); break; }"
         )
     return "\n".join(
         [
@@ -227,11 +227,12 @@ def cpp_dumper(types: list[Type]) -> str:
             *defined,
             "std::string parse(",
             "    unsigned type, const std::vector<uint64_t>& p, kaitai::kstream& io) {",
+            "    json out;",
             "    (void)p;",
             "    switch (type) {",
             *cases,
             "    }",
-            '    throw std::runtime_error("no such type");',
+            "    return out.text;",
             "}",
         ]
     )

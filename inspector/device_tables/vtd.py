@@ -118,7 +118,8 @@ class RootTable:
             if not used.any():
                 continue
             self.mode_certain = True
-            legacy = (words[used, 1] & np.uint64(7) != 0).all()
+            # A scalable entry is two rows long, and its second row is reserved.
+            legacy = used[1::2].any() or (words[used, 1] & np.uint64(7) != 0).any()
             return not legacy
         return False
 

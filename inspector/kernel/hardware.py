@@ -74,6 +74,11 @@ class PciDevice:
     group: int = 1
     bridges: tuple[int, ...] = ()
     cfg_size: int = 4096
+    #: (segment << 16) | bdf.
+    key: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.segment << 16 | self.bdf)
 
     @property
     def bus(self) -> int:
@@ -84,11 +89,6 @@ class PciDevice:
     def devfn(self) -> int:
         """Device (bits 7:3) and function (2:0)."""
         return self.bdf & 0xFF
-
-    @property
-    def key(self) -> int:
-        """(segment << 16) | bdf."""
-        return self.segment << 16 | self.bdf
 
     def __str__(self) -> str:
         return format_bdf(self.segment, self.bdf)

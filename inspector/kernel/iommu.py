@@ -18,7 +18,7 @@ from inspector.kernel.hardware import PciDevice, Unit
 from inspector.kernel.iopt import PageTable
 from inspector.kernel.kho import Kho
 from inspector.kernel.luo import Flb
-from inspector.kernel.record import has, known, pack
+from inspector.kernel.record import has, pack
 
 DELETED = 1
 Values = Mapping[str, Any]
@@ -72,6 +72,10 @@ class ObjectArray:
         self.objects: Struct = kind.objects
         self.capacity = kind.page.capacity(kho.machine.page_size)
         self._global = generation.counting is Counting.GLOBAL
+        head = kind.objects.field("obj" if self._global else "hdr")
+        assert head.struct is not None
+        assert head.offset == 0
+        self._head = head.struct
         self.pages: list[int] = []
         self._content: list[bytearray] = []
         self._dirty: set[int] = set()
@@ -115,11 +119,9 @@ class ObjectArray:
         return index
 
     def _pack(self, index: int, values: Values) -> bytes:
-        native = known(
-            self.objects, {self._generation.native(name): v for name, v in values.items()}
-        )
+        native = {self._generation.native(name): v for name, v in values.items()}
         native["obj" if self._global else "hdr"] = self._header(index, 1, 0)
-        return pack(self.objects, native)
+        return pack(self.objects, native, lenient=True)
 
     def _header(self, index: int, ref_count: int, flags: int) -> dict[str, int]:
         header: dict[str, int] = {"ref_count": ref_count}
@@ -133,12 +135,9 @@ class ObjectArray:
 
     def set_header(self, index: int, ref_count: int, *, deleted: bool) -> None:
         """Change reference count and the DELETED mark."""
-        name = "obj" if self._global else "hdr"
-        head = self.objects.field(name)
-        assert head.struct is not None
-        data = pack(head.struct, self._header(index, ref_count, DELETED if deleted else 0))
+        data = pack(self._head, self._header(index, ref_count, DELETED if deleted else 0))
         content, at = self._at(index)
-        content[at + head.offset : at + head.offset + len(data)] = data
+        content[at : at + len(data)] = data
 
     def set_bytes(self, index: int, name: str, data: bytes) -> None:
         """Overwrite one member."""

@@ -114,7 +114,7 @@ class PageTable:
             raise KernelErrno("ERANGE", f"{iova:#x}+{size:#x} leaves {self.bits} bits")
 
     def map(self, iova: int, pa: int, size: int, permissions: Permission) -> None:
-        """Map a contiguous range with the largest leaves that fit. Raises EINVAL, ERANGE, EEXIST."""
+        """Map a contiguous range, largest leaves first. Raises EINVAL, ERANGE, EEXIST."""
         self.check(iova, size)
         end = iova + size
         while iova < end:

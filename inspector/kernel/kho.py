@@ -107,7 +107,7 @@ class Kho:
         """Preserve a folio as one block. Raises EBUSY, EINVAL (scratch)."""
         self._check_open()
         self._check_scratch(frame, 1 << order)
-        self.map.set(np.array([frame], np.uint64), order)
+        self.map.set_one(frame, order)
 
     def unpreserve_folio(self, frame: int, order: int = 0) -> None:
         """The opposite. Raises EBUSY."""
@@ -164,11 +164,17 @@ class Kho:
 
     # -- allocations -----------------------------------------------------------------------
 
-    def alloc_preserve(self, size: int) -> int:
-        """A zeroed, preserved folio for ``size`` bytes; its physical address. Raises ENOMEM."""
+    def alloc_preserve(self, size: int, content: bytes = b"") -> int:
+        """A preserved folio for ``size`` bytes; its physical address. Raises ENOMEM.
+
+        It holds ``content`` and zeros.
+        """
         pages = -(-size // self.machine.page_size)
         order = (pages - 1).bit_length()
-        frame = self.machine.alloc(order)
+        frame = self.machine.alloc(order, zero=not content)
+        if content:
+            whole = content.ljust(self.machine.page_size << order, b"\0")
+            self.machine.memory.write(frame << self.machine.page_shift, whole)
         try:
             self.preserve_folio(frame, order)
         except KernelErrno:

@@ -29,6 +29,10 @@ class BlockMap(ABC):
         """Mark blocks of 2^order pages that start at the given frames."""
 
     @abstractmethod
+    def set_one(self, frame: int, order: int) -> None:
+        """Mark one block."""
+
+    @abstractmethod
     def clear(self, frames: U64Array, order: int) -> None:
         """Unmark blocks. What was allocated for them stays."""
 
@@ -116,6 +120,14 @@ class RadixMap(BlockMap):
         for number, inside in self._grouped(frames, order):
             set_bits(self._leaf(number), inside)
             self._dirty.add(number)
+
+    def set_one(self, frame: int, order: int) -> None:
+        """Mark one block."""
+        marker = 64 - self._shift - order
+        key = frame >> order | (1 << marker if marker < self._width else 0)
+        number, bit = key >> self._leaf_bits, key & ((1 << self._leaf_bits) - 1)
+        self._leaf(number)[bit >> 3] |= 1 << (bit & 7)
+        self._dirty.add(number)
 
     def clear(self, frames: U64Array, order: int) -> None:
         """Unmark blocks. What was allocated for them stays."""
@@ -238,6 +250,10 @@ class BitmapMap(BlockMap):
                 at = self._slab.alloc() if self._slab else self._machine.alloc_page()
                 held = spans[number] = (at, np.zeros(self._size, np.uint8))
             set_bits(held[1], inside)
+
+    def set_one(self, frame: int, order: int) -> None:
+        """Mark one block."""
+        self.set(np.array([frame], np.uint64), order)
 
     def clear(self, frames: U64Array, order: int) -> None:
         """Unmark blocks. What was allocated for them stays."""

@@ -11,7 +11,7 @@ from abi.vfio_pci import SavedCapability
 from inspector.kernel.hardware import PciDevice, Unit, parse_bdf
 from inspector.kernel.iommufd import Hwpt, Ioas, Iommufd, IommufdHandler
 from inspector.kernel.scenario_file import Table
-from inspector.kernel.scenario_steps import FILE_TYPES, STEPS, Do, World
+from inspector.kernel.scenario_steps import FILE_TYPES, STEPS, Do, FileMaker, World
 
 _ACCESS = {
     "r": Permission.READ,
@@ -51,12 +51,12 @@ def _unit(world: World, base: int | None) -> Unit:
 # -- iommufd -----------------------------------------------------------------------------------
 
 
-def _iommufd(table: Table, session: str | None) -> Callable[[str, int | None, int], Do]:
+def _iommufd(table: Table) -> FileMaker:
     makers = [_ioas(t) for t in table.tables("ioas")]
     makers += [_hwpt(t) for t in table.tables("hwpt")]
     makers += [_attach(t, "device", "hwpt") for t in table.tables("attach")]
 
-    def make(name: str, token: int | None, nth: int) -> Do:
+    def make(session: str | None, name: str, token: int | None, nth: int) -> Do:
         def do(world: World) -> None:
             if name in world.files:
                 raise UsageError(f"there is a file {name!r} already")
@@ -162,7 +162,7 @@ def _attach(table: Table, device_key: str, hwpt_key: str) -> Maker:
 # -- vfio-pci ----------------------------------------------------------------------------------
 
 
-def _vfio(table: Table, session: str | None) -> Callable[[str, int | None, int], Do]:
+def _vfio(table: Table) -> FileMaker:
     text, nth_device = table.text("bdf", None), table.integer("device", None, bits=32)
     if (text is None) == (nth_device is None):
         raise table.error("bdf", "name the device by bdf, or by its number with device")
@@ -176,7 +176,7 @@ def _vfio(table: Table, session: str | None) -> Callable[[str, int | None, int],
     capabilities = [_capability(t) for t in table.tables("capability")]
     sessions_apart = table.integer("per_session", 0, bits=32)
 
-    def make(name: str, token: int | None, nth: int) -> Do:
+    def make(session: str | None, name: str, token: int | None, nth: int) -> Do:
         def do(world: World) -> None:
             devices = world.kernel.machine.spec.hardware.devices
             if text is not None:

@@ -32,10 +32,16 @@ class World:
     sessions: dict[str, Session] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def session_number(self, name: str | None) -> int:
-        """The place of a session in the order of creation."""
-        return list(self.sessions).index(name) if name is not None else 0
+        """The place of a session in the order of creation; sessions closed since count."""
+        return self._numbers[name] if name is not None else 0
+
+    def add_session(self, name: str, session: Session) -> None:
+        """A session that was created."""
+        self._numbers[name] = len(self._numbers)
+        self.sessions[name] = session
 
     def session(self, name: str) -> Session:
         """A session of the scenario."""
@@ -58,6 +64,11 @@ def _named(known: dict[str, Any], name: str, what: str) -> Any:
     if name not in known:
         raise UsageError(f"there is no {what} {name!r} at this point")
     return known[name]
+
+
+Do = Callable[[World], None]
+#: (session, name, token, number in its series) -> what makes the file and preserves it.
+FileMaker = Callable[["str | None", str, "int | None", int], Do]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,7 @@ class Step:
 def read(root: Table, kernel: KernelProfile) -> Iterator[Step]:
     """The steps of a scenario, in order."""
     for table in root.tables("file"):
-        yield from _file(table, None)
+        yield from _file(table, in_session=False)(None)
     for table in root.tables("session"):
         yield from _session(table, kernel)
     for table in root.tables("step"):
@@ -101,18 +112,18 @@ def _session(table: Table, kernel: KernelProfile) -> Iterator[Step]:
     if count > 1 and "{i}" not in name:
         raise table.error("name", "needs {i} where there are several sessions")
     expect = _expect(table)
-    files = table.tables("file")
+    files = [_file(each, in_session=True) for each in table.tables("file")]
+    table.done()
     for i in range(count):
         own = name.replace("{i}", str(i))
         yield Step(_create(own), table, expect)
         for file in files:
-            yield from _file(file, own, i)
-    table.done()
+            yield from file(own)
 
 
 def _create(name: str) -> Callable[[World], None]:
     def do(world: World) -> None:
-        world.sessions[name] = world.kernel.luo.create_session(name)
+        world.add_session(name, world.kernel.luo.create_session(name))
 
     return do
 
@@ -130,26 +141,32 @@ def _expect(table: Table) -> str | None:
 # -- files -------------------------------------------------------------------------------------
 
 
-def _file(table: Table, session: str | None, nth: int = 0) -> Iterator[Step]:
+def _file(table: Table, *, in_session: bool) -> Callable[[str | None], Iterator[Step]]:
+    """A file, or ``count`` with ascending tokens, for each session that has it."""
     kind = table.choice("type", FILE_TYPES, "memfd")
     count = table.integer("count", 1, bits=24)
-    token = table.integer("token", None if session is None else ...)
+    token: int | None = table.integer("token", ... if in_session else None)
     expect = _expect(table)
-    make = FILE_TYPES[kind](table, session)
-    base = table.text("id", None)
+    make = FILE_TYPES[kind](table)
+    base: str | None = table.text("id", None)
     table.done()
-    for i in range(count):
-        own = None if token is None else token + i
-        if base is not None:
-            name = base.replace("{i}", str(i)).replace("{session}", session or "")
-            if count > 1 and "{i}" not in base:
-                name = f"{base}{i}"
-        else:
-            name = f"{session}/{own:#x}" if own is not None else f"file{i}"
-        yield Step(make(name, own, i), table, expect)
+
+    def name(session: str | None, own: int | None, i: int) -> str:
+        if base is None:
+            return f"{session}/{own:#x}" if own is not None else f"file{i}"
+        if count > 1 and "{i}" not in base:
+            return f"{base}{i}".replace("{session}", session or "")
+        return base.replace("{i}", str(i)).replace("{session}", session or "")
+
+    def steps(session: str | None) -> Iterator[Step]:
+        for i in range(count):
+            own = None if token is None else token + i
+            yield Step(make(session, name(session, own, i), own, i), table, expect)
+
+    return steps
 
 
-def _memfd(table: Table, session: str | None) -> Callable[[str, int | None, int], Any]:
+def _memfd(table: Table) -> FileMaker:
     size = table.size("size", 0)
     fill = table.choice("fill", FILLS, "pattern")
     seals = _seals(table)
@@ -157,7 +174,7 @@ def _memfd(table: Table, session: str | None) -> Callable[[str, int | None, int]
     chosen = table.integer("pattern", None)
     text = table.text("text", None)
 
-    def make(name: str, token: int | None, nth: int) -> Callable[[World], None]:
+    def make(session: str | None, name: str, token: int | None, nth: int) -> Do:
         def do(world: World) -> None:
             if name in world.files:
                 raise UsageError(f"there is a file {name!r} already")
@@ -209,10 +226,8 @@ def _seals(table: Table) -> int:
     return seals
 
 
-Do = Callable[[World], None]
-FileReader = Callable[[Table, "str | None"], Callable[[str, "int | None", int], Any]]
 #: Kinds of files that a session can hold.
-FILE_TYPES: dict[str, FileReader] = {"memfd": _memfd}
+FILE_TYPES: dict[str, Callable[[Table], FileMaker]] = {"memfd": _memfd}
 
 
 # -- steps ---------------------------------------------------------------------------------------

@@ -131,9 +131,7 @@ class VfioHandler(FileHandler):
             }
         if self.generation.has_iommufd and file.iommufd is not None:
             values["iommufd_ser"] = {"token": (file.iommufd.token or 0) & 0xFFFFFFFF}
-        ser = self.kho.alloc_preserve(root.size)
-        self.kho.machine.memory.write(ser, pack(root, values))
-        return ser, saved
+        return self.kho.alloc_preserve(root.size, pack(root, values)), saved
 
     def _save_state(self, file: VfioDevice) -> int:
         if not file.capabilities:

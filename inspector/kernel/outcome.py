@@ -1,0 +1,110 @@
+"""What a kernel makes of an image: reasons, and the outcome they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from inspector.findings import Outcome
+
+#: Which outcome names the whole, the first that occurs. A definite trouble outranks what
+#: cannot be told, and that outranks a success.
+PRECEDENCE = (
+    Outcome.BOOT_FAILS,
+    Outcome.KHO_REFUSED,
+    Outcome.CORRUPTION,
+    Outcome.LUO_UNUSABLE,
+    Outcome.FILE_ERROR,
+    Outcome.STATE_LOST,
+    Outcome.CANNOT_TELL,
+    Outcome.TAKEN_OVER_WITH_WARNINGS,
+    Outcome.TAKEN_OVER,
+)
+
+#: Exit status of the command line for each outcome (a bit mask, see ``kho --help``).
+STATUS = {
+    Outcome.TAKEN_OVER: 0,
+    Outcome.TAKEN_OVER_WITH_WARNINGS: 1,
+    Outcome.CANNOT_TELL: 16,
+}
+_INCOMPATIBLE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that decides an outcome.
+
+    ``path`` is the object's path in the tree, ``address`` and ``data`` the offending bytes (at
+    most 64 are kept), ``dmesg`` a part of the kernel's own message to look for, ``release`` the
+    kernel that does so, ``errno`` what user space gets.
+    """
+
+    outcome: Outcome
+    message: str
+    path: str = ""
+    address: int | None = None
+    data: bytes = b""
+    dmesg: str = ""
+    release: str = ""
+    errno: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        return f"{self.outcome}: {where}{self.message}"
+
+
+@dataclass(slots=True)
+class Reasons:
+    """The reasons found so far, with a limit for each outcome: a hostile image has many."""
+
+    release: str = ""
+    limit: int = 256
+    items: list[Reason] = field(default_factory=list)
+    left_out: dict[Outcome, int] = field(default_factory=dict)
+    _count: dict[Outcome, int] = field(default_factory=dict)
+
+    def add(
+        self,
+        outcome: Outcome,
+        message: str,
+        *,
+        path: str = "",
+        address: int | None = None,
+        data: bytes = b"",
+        dmesg: str = "",
+        errno: str = "",
+    ) -> Reason:
+        """Record one reason; beyond the limit it is only counted."""
+        reason = Reason(
+            outcome, message, path, address, bytes(data[:64]), dmesg, self.release, errno
+        )
+        seen = self._count[outcome] = self._count.get(outcome, 0) + 1
+        if seen <= self.limit:
+            self.items.append(reason)
+        else:
+            self.left_out[outcome] = self.left_out.get(outcome, 0) + 1
+        return reason
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the reasons add up to."""
+        return worst(self._count)
+
+    @property
+    def status(self) -> int:
+        """The exit status of the command line."""
+        return status(self._count)
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome that names the whole; taken-over if there are none."""
+    met = set(outcomes)
+    return next((o for o in PRECEDENCE if o in met), Outcome.TAKEN_OVER)
+
+
+def status(outcomes: Iterable[Outcome]) -> int:
+    """Exit status: 1 warnings, 4 anything incompatible, 16 what cannot be told."""
+    found = 0
+    for outcome in outcomes:
+        found |= STATUS.get(outcome, _INCOMPATIBLE)
+    return found

@@ -57,10 +57,10 @@ def node_modules() -> Path:
     modules = home / "node_modules"
     if (home / "complete").exists():
         return modules
-    home.mkdir(parents=True, exist_ok=True)
-    for pin in pins:
-        shutil.copy(pin, home)
     try:
+        home.mkdir(parents=True, exist_ok=True)
+        for pin in pins:
+            shutil.copy(pin, home)
         done = subprocess.run(
             ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
             cwd=home,
@@ -69,7 +69,7 @@ def node_modules() -> Path:
             timeout=300,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolchainMissingError(f"npm ci did not run: {error}") from error
+        raise ToolchainMissingError(f"npm ci cannot run: {error}") from error
     if done.returncode:
         lines = [s for s in done.stderr.splitlines() if "error" in s]
         raise ToolchainMissingError("npm ci failed: " + (lines[0] if lines else "no reason given"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import time
 from typing import Any
 
 import pytest
-from kaitai_support import Sparse, c_structs
+from kaitai_support import Sparse, c_structs, core
+from test_kaitai_images import LAYOUTS, root_address
 
 from abi.errors import KhoError
-from specs import KhoVmalloc, Luo, parse
+from specs import KhoVmalloc, Luo, parse, torture
 from specs.follow import Follower, Limits
 from specs.handlers import read_file, read_flb
 from specs.iommu import iommu_generations, read_iommu
@@ -518,3 +520,37 @@ def test_radix_round_trip(page_size: int, interim: bool) -> None:
     found = list(follower.radix_blocks(place[depth - 1, 0], interim=interim))
     assert sorted(found) == sorted(blocks)
     assert follower.problems == []
+
+
+class Damaged:
+    """A capture with bytes changed in some of the places that the reader looks at."""
+
+    def __init__(self, name: str, rng: random.Random) -> None:
+        self.memory, self.rng = core(name), rng
+        self.changed: dict[int, bytes] = {}
+
+    def read(self, pa: int, size: int) -> bytes:
+        data = self.changed.get(pa, b"")
+        if len(data) < size:
+            data = self.memory.read(pa, size)
+            if self.rng.random() < 0.1:
+                data = torture.mutate(data, self.rng).ljust(size, b"\0")
+            self.changed[pa] = data
+        return data[:size]
+
+
+@pytest.mark.parametrize("name", ["iommu-vw-small_legacy-handoff", "linux-6.19.11-handoff"])
+def test_damaged_captures(name: str) -> None:
+    """Nothing in an image raises or takes long, and undamaged parts are still read."""
+    kinds: set[str] = set()
+    for seed in range(25):
+        rng = random.Random(seed)
+        limits = Limits(structures=5_000, entries=50_000)
+        source = ImageReader(Damaged(name, rng), PAGE, LAYOUTS.get(name), limits)
+        begin = time.process_time()
+        image = source.image(root_address(name))
+        for _ in source.blocks(image):
+            pass
+        assert time.process_time() - begin < 5
+        kinds |= {p.kind for p in image.problems}
+    assert kinds >= {"refused", "hole", "inconsistent"}

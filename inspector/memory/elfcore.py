@@ -4,7 +4,9 @@ Every run of stored pages is a PT_LOAD with its physical address in ``p_paddr``.
 that are present and zero take no space: their PT_LOAD has ``p_filesz`` 0, and a note
 (owner ``KHO``, type 1: pairs of u64 start and size) says that they are zero, because
 ``p_memsz`` beyond ``p_filesz`` alone means "left out" to everybody who reads dumps.
-Program headers stand in front, or behind the data if there are more than expected.
+Program headers stand in front, where makedumpfile and others look for them; runs of zeros
+are stored once the room there is used up. Only if an image consists of too many pieces do
+they come behind the data.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from inspector.output import atomic_output
 
 Pieces: TypeAlias = Sequence[tuple[int, "bytes | bytearray | memoryview"]]
 Ranges: TypeAlias = Iterable[tuple[int, int]]
+#: Address, size, the bytes (None: zeros), and whether they are all zero.
+Chunk: TypeAlias = tuple[int, int, "memoryview | None", bool]
 
 _PAGE = 4096
 _CHUNK = 1 << 20
@@ -43,6 +47,7 @@ _PF_R = 4
 _HOST_NAMES = ("nodename", "domainname")
 #: Shorter runs of zero pages are stored: a segment and a note cost space as well.
 _MIN_ZERO = 4 * _PAGE
+_MAX_SPARE = 4096
 
 
 def write_core(
@@ -87,14 +92,15 @@ def write_core(
         whole = ranges is None and isinstance(source, (MappedMemory, SparseMemory))
         chunks = _stored(source, parts) if whole else _picked(source, parts, left)
         expected = 2 * len(parts)
+        spare = min(sum(size for _, size in parts) >> 16, _MAX_SPARE)
         if notes is None:
             notes = {k: v for k, v in source.notes.items() if k not in _HOST_NAMES}
             if source.page_size:
                 notes["PAGESIZE"] = str(source.page_size)
     else:
         pieces = sorted(source, key=lambda piece: piece[0])
-        chunks, expected = _chunks_of_pieces(pieces), len(pieces)
-    core = _Core(by_name[machine], expected + len(zero) + len(left) + 1)
+        chunks, expected, spare = _chunks_of_pieces(pieces), len(pieces), 0
+    core = _Core(by_name[machine], expected + len(zero) + len(left), spare)
     core.zero += zero
     core.excluded = left
     tail = (notes or {}, vmcoreinfo)
@@ -111,10 +117,11 @@ def write_core(
 class _Core:
     """The parts of a core as they come to be known while the data are written."""
 
-    def __init__(self, machine: int, expected: int) -> None:
-        """``expected`` program headers find room in front of the data."""
+    def __init__(self, machine: int, expected: int, spare: int) -> None:
+        """``expected`` program headers find room in front of the data, and twice ``spare``."""
         self.machine = machine
-        self.room = max(-(-(64 + 56 * expected) // _PAGE) * _PAGE, _PAGE)
+        self.spare = spare
+        self.room = max(-(-(64 + 56 * (expected + 2 * spare + 4)) // _PAGE) * _PAGE, _PAGE)
         self.loads: list[tuple[int, int, int]] = []  # address, size, offset
         self.zero: list[tuple[int, int]] = []
         self.excluded: list[tuple[int, int]] = []
@@ -122,14 +129,16 @@ class _Core:
     def write(
         self,
         fd: int,
-        chunks: Iterator[tuple[int, memoryview | None, int]],
+        chunks: Iterator[Chunk],
         notes: Mapping[str, str],
         vmcoreinfo: str | None,
     ) -> None:
         """Write data, notes and program headers, and at last the ELF header."""
         at = self.room
-        for address, data, size in chunks:
-            if data is None:
+        fixed = len(self.zero) + len(self.excluded)
+        for address, size, data, is_zero in chunks:
+            used = len(self.loads) + len(self.zero) - fixed
+            if data is None or (is_zero and used < self.spare):
                 _extend(self.zero, address, size)
                 continue
             # Offsets and addresses agree modulo the page, as mappers of cores like it.
@@ -193,7 +202,7 @@ class _Core:
 
     def _headers(self, note_at: int, note_size: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
         segments = [(address, offset, size, size) for address, size, offset in self.loads]
-        segments += [(start, 0, 0, size) for start, size in self.zero + self.excluded]
+        segments += [(start, self.room, 0, size) for start, size in self.zero + self.excluded]
         segments.sort()
         headers = np.zeros(len(segments) + bool(note_size), PROGRAM_HEADER)
         if note_size:
@@ -207,7 +216,7 @@ class _Core:
         return headers
 
 
-def _chunks_of_pieces(pieces: Pieces) -> Iterator[tuple[int, memoryview | None, int]]:
+def _chunks_of_pieces(pieces: Pieces) -> Iterator[Chunk]:
     """Pieces in ascending order, as they are."""
     end = -1
     for address, data in pieces:
@@ -216,7 +225,7 @@ def _chunks_of_pieces(pieces: Pieces) -> Iterator[tuple[int, memoryview | None, 
             raise UsageError(f"piece at {address:#x} overlaps another or leaves the machine")
         end = address + len(view)
         if len(view):
-            yield address, view, len(view)
+            yield address, len(view), view, False
 
 
 def _parts(
@@ -233,9 +242,7 @@ def _parts(
     return _intersect(present, _complement(_merged(without)))
 
 
-def _stored(
-    memory: PhysicalMemory, parts: list[tuple[int, int]]
-) -> Iterator[tuple[int, memoryview | None, int]]:
+def _stored(memory: PhysicalMemory, parts: list[tuple[int, int]]) -> Iterator[Chunk]:
     """All of an image: its extents, and zeros where it has none."""
     extents = memory.extents()
     start, piece = next(extents, (1 << 64, memoryview(b"")))
@@ -246,7 +253,7 @@ def _stored(
                 start, piece = next(extents, (1 << 64, memoryview(b"")))
             if start > at:
                 stop = min(start, end)
-                yield at, None, stop - at
+                yield at, stop - at, None, True
             else:
                 stop = min(start + len(piece), end)
                 yield from _split(at, piece[at - start : stop - start])
@@ -255,7 +262,7 @@ def _stored(
 
 def _picked(
     memory: PhysicalMemory, parts: list[tuple[int, int]], left: list[tuple[int, int]]
-) -> Iterator[tuple[int, memoryview | None, int]]:
+) -> Iterator[Chunk]:
     """Some ranges of an image; what cannot be read after all is added to ``left``."""
     for address, size in parts:
         for at in range(address, address + size, _CHUNK):
@@ -270,28 +277,28 @@ def _picked(
                     except MemoryFault:
                         _extend(left, page, rest)
                     else:
-                        yield page, memoryview(data), rest
+                        yield page, rest, memoryview(data), False
 
 
-def _split(address: int, data: memoryview) -> Iterator[tuple[int, memoryview | None, int]]:
+def _split(address: int, data: memoryview) -> Iterator[Chunk]:
     """A piece, cut where pages are zero for long enough."""
     for start in range(0, len(data), _CHUNK):
         chunk = data[start : start + _CHUNK]
         pages = len(chunk) // _PAGE
         if address % _PAGE or not pages:
-            yield address + start, chunk, len(chunk)
+            yield address + start, len(chunk), chunk, False
             continue
         words = np.frombuffer(chunk[: pages * _PAGE], np.uint64).reshape(pages, -1)
         used: npt.NDArray[np.bool_] = np.any(words, axis=1)
         at = 0
         for end in (*(np.flatnonzero(used[1:] != used[:-1]) + 1).tolist(), pages):
             begin, stop = at * _PAGE, end * _PAGE
-            stored = bool(used[at]) or stop - begin < _MIN_ZERO
-            yield address + start + begin, chunk[begin:stop] if stored else None, stop - begin
+            zero = not used[at] and stop - begin >= _MIN_ZERO
+            yield address + start + begin, stop - begin, chunk[begin:stop], zero
             at = end
         if len(chunk) > pages * _PAGE:
             rest = chunk[pages * _PAGE :]
-            yield address + start + pages * _PAGE, rest, len(rest)
+            yield address + start + pages * _PAGE, len(rest), rest, False
 
 
 def _extend(ranges: list[tuple[int, int]], start: int, size: int) -> None:

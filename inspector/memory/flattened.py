@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,6 +43,14 @@ class PlainFile:
         """The parts of a range that are not holes."""
         return self.file.data_ranges(offset, end)
 
+    def begins_with(self, magic: bytes) -> bool:
+        """Whether the first bytes are these."""
+        return self.size >= len(magic) and self.view(0, len(magic), "the header") == magic
+
+    def rearranged(self) -> ImageFile:
+        """The file itself."""
+        return self.file
+
 
 class FlattenedFile(PlainFile):
     """A flattened file, seen as the file that it describes."""
@@ -55,7 +64,7 @@ class FlattenedFile(PlainFile):
         kind, version = _RECORD.unpack_from(data, 16)
         if (kind, version) != (1, 1):
             raise UnreadableError(f"{name}: unknown flattened format {kind}, version {version}")
-        first, last, where = [], [], []
+        first, last, where = array("Q"), array("Q"), array("q")
         at = _HEADER_SIZE
         while True:
             if at + 16 > len(data):
@@ -74,10 +83,10 @@ class FlattenedFile(PlainFile):
             at += size
         count = len(first)
         self.table = build(
-            np.array(first, np.uint64),
-            np.array(last, np.uint64),
+            np.frombuffer(first, np.uint64),
+            np.frombuffer(last, np.uint64),
             np.full(count, Kind.STORED, np.uint8),
-            np.array(where, np.int64),
+            np.frombuffer(where, np.int64),
             -np.arange(count),
         )
         self.size = max(last, default=-1) + 1
@@ -119,6 +128,11 @@ class FlattenedFile(PlainFile):
                 f"{self.name}: cannot spool to {tempfile.gettempdir()}: {error.strerror or error}; "
                 "TMPDIR names another place"
             ) from None
+
+
+def dump_file(file: ImageFile) -> PlainFile:
+    """The file, or the one that it describes if it is flattened."""
+    return FlattenedFile(file) if file.data[:16] == FLAT_MAGIC else PlainFile(file)
 
 
 def truncated(name: str, what: str, end: int, size: int) -> UnreadableError:

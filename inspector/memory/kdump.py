@@ -27,7 +27,7 @@ from inspector.memory.base import (
     U64Array,
 )
 from inspector.memory.bitmap import PageBitmap, edge_positions
-from inspector.memory.files import ImageFile
+from inspector.memory.flattened import PlainFile
 from inspector.memory.kdump_part import DESCRIPTOR, ONE_DESCRIPTOR, DumpPart
 from inspector.memory.segments import I64Array, Kind, Segment
 
@@ -48,9 +48,9 @@ class KdumpMemory(PhysicalMemory):
     kind = "kdump"
     scan_heads = HEAD
 
-    def __init__(self, files: Sequence[ImageFile]) -> None:
+    def __init__(self, files: Sequence[PlainFile]) -> None:
         """Raises UnreadableError if a header is damaged or the files do not belong together."""
-        self._files = tuple(files)
+        self._files = tuple(dump.file for dump in files)
         self._parts = sorted((DumpPart(file) for file in files), key=lambda part: part.start)
         first = self._parts[0]
         for before, part in itertools.pairwise(self._parts):

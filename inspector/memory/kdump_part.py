@@ -18,8 +18,7 @@ from abi.errors import UnreadableError
 from inspector.memory import notes
 from inspector.memory.base import U64Array
 from inspector.memory.bitmap import PageBitmap
-from inspector.memory.files import ImageFile
-from inspector.memory.flattened import FLAT_MAGIC, FlattenedFile, PlainFile, truncated
+from inspector.memory.flattened import PlainFile, truncated
 from inspector.memory.segments import I64Array
 
 MAGICS = (b"KDUMP   ", b"DISKDUMP")
@@ -42,11 +41,10 @@ _MAX_NOTES = 16 << 20
 class DumpPart:
     """One file of a dump: its headers, bitmaps and descriptors."""
 
-    def __init__(self, file: ImageFile) -> None:
+    def __init__(self, data: PlainFile) -> None:
         """Read and check the headers. Raises UnreadableError."""
-        self.name = file.name
-        head = bytes(file.data[:16])
-        self.data = FlattenedFile(file) if head == FLAT_MAGIC else PlainFile(file)
+        self.name = data.name
+        self.data = data
         header = bytes(self.data.view(0, 464, "the header"))
         if header[:8] not in MAGICS:
             raise UnreadableError(f"{self.name}: a flattened file, but not of a kdump")

@@ -11,6 +11,7 @@ from abi.errors import UnreadableError, UsageError
 from inspector.memory import elf, notes, raw, zst
 from inspector.memory.base import PhysicalMemory
 from inspector.memory.files import ImageFile, open_file
+from inspector.memory.flattened import FLAT_MAGIC, dump_file
 
 if TYPE_CHECKING:
     import drgn
@@ -19,7 +20,7 @@ Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] |
 
 _LIVE = ("live", "/proc/kcore", "/dev/crash")
 
-_KDUMP = (b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0")
+_DUMP_FILES = (b"KDUMP   ", b"DISKDUMP", FLAT_MAGIC)
 
 #: Containers that are told apart only to say clearly that they are not read.
 _FOREIGN = (
@@ -106,10 +107,16 @@ def _plain(file: ImageFile) -> ImageFile:
 def _probe(files: list[ImageFile], region_map: str | os.PathLike[str] | None) -> PhysicalMemory:
     first = files[0]
     head = bytes(first.data[:16])
-    if head.startswith(_KDUMP) and region_map is None:
+    if head.startswith(_DUMP_FILES) and region_map is None:
+        dumps = [dump_file(file) for file in files]
+        if len(files) == 1 and dumps[0].begins_with(elf.MAGIC):  # makedumpfile -E -F
+            try:
+                return elf.ElfMemory(dumps[0].rearranged())
+            finally:
+                first.close()
         from inspector.memory.kdump import KdumpMemory
 
-        return KdumpMemory(files)
+        return KdumpMemory(dumps)
     if len(files) > 1:
         raise UnreadableError(f"{first.name}: only a kdump file is split into several")
     if head[:4] == elf.MAGIC and region_map is None:

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdump_writer import FLAGS, Kdump, flatten
-from memory_model import note
+from memory_model import core, note
 
 from abi.errors import UnreadableError
 from inspector import memory
@@ -275,6 +275,21 @@ def test_flattened_framing(tmp_path: Path) -> None:
         opened(tmp_path, flatten(b"x" * 5000, rewrite=False))
     with pytest.raises(UnreadableError, match="truncated: the header"):
         opened(tmp_path, flatten(b"", rewrite=False))
+
+
+def test_a_flattened_core(tmp_path: Path) -> None:
+    """makedumpfile -E -F: an ELF core in the same framing."""
+    data = core([(0x1000, PAGES[5], PAGE), (0x9000, PAGES[63], 2 * PAGE)], xnum=True)
+    pieces = [(at, data[at : at + 1000]) for at in range(0, len(data), 1000)]
+    framed = (b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")
+    for at, piece in [(0, data[:40] + b"\xee" * 40), *pieces]:
+        framed += struct.pack(">qq", at, len(piece)) + piece
+    with opened(tmp_path, framed + struct.pack(">qq", -1, -1)) as image:
+        assert image.kind == "elf"
+        assert image.read(0x1000, PAGE) == PAGES[5]
+        assert [int(r.state) for r in image.regions] == [2, 2, 1]
+    with pytest.raises(UnreadableError, match="truncated: a flattened record"):
+        opened(tmp_path, framed)
 
 
 def test_other_machines_are_refused(tmp_path: Path) -> None:

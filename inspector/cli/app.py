@@ -23,10 +23,12 @@ VERBS = (
     "dump",
     "cat",
     "preserved",
+    "devices",
     "simulate",
     "check",
     "diff",
     "extract",
+    "report",
     "abi",
 )
 

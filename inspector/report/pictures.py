@@ -1,0 +1,169 @@
+"""The pictures of a report, as numbers: who draws them is the template.
+
+A strip is a line of memory from left to right. Gaps in which nothing lies are shortened,
+so that what is there can be seen; neighbours of one kind that would be thinner than a
+pixel even when zoomed are drawn together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from inspector.check.ownership import Ownership
+from inspector.image import Image
+from inspector.memory.base import U64Array
+from inspector.text import display, size_text
+from inspector.walk.memfd import Memfd
+
+WIDTH = 1000.0
+#: Rectangles in one strip: a browser stays quick with this many.
+MAX_PARTS = 4000
+_GAP = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rectangle: ``x`` and ``width`` in units of the strip, ``kind`` decides its colour."""
+
+    x: float
+    width: float
+    kind: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A line of memory. ``marks`` are (x, text) of the addresses below it."""
+
+    title: str
+    parts: tuple[Part, ...]
+    marks: tuple[tuple[float, str], ...]
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar with a name: ``share`` of the longest, 0 to 100."""
+
+    name: str
+    text: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    start: int
+    end: int
+    kind: str
+    label: str
+
+
+def memory_strip(image: Image, owned: Ownership) -> Strip:
+    """Physical memory: scratch, what is preserved by owner, leaks, and what is missing."""
+    ranges: list[_Range] = []
+    for i, area in enumerate(image.scratch or ()):
+        if area.size:
+            ranges.append(
+                _Range(area.address, area.address + area.size, "scratch", f"scratch area {i}")
+            )
+    kinds = dict.fromkeys(c.kind for c in owned.claims)
+    for kind in kinds:
+        starts = np.concatenate([c.starts for c in owned.claims if c.kind == kind])
+        sizes = np.concatenate([c.sizes for c in owned.claims if c.kind == kind])
+        ranges += _merged(starts, starts + sizes, kind, image.page_size)
+    ranges += _merged(owned.leak_starts, owned.leak_ends, "unclaimed", image.page_size)
+    return _strip("physical memory", ranges)
+
+
+def _merged(starts: U64Array, ends: U64Array, kind: str, page: int) -> list[_Range]:
+    """Ranges of one kind, those that touch joined, the nearest joined until few are left."""
+    if len(starts) == 0:
+        return []
+    rank = np.argsort(starts, kind="stable")
+    starts, reach = starts[rank], np.maximum.accumulate(ends[rank])
+    join = np.uint64(page)
+    while True:
+        slack = starts[1:] > reach[:-1]
+        far = slack & (starts[1:] - np.minimum(reach[:-1], starts[1:]) > join)
+        if far.sum() < MAX_PARTS // 8:
+            break
+        join *= np.uint64(4)
+    first = np.flatnonzero(np.concatenate(([True], far)))
+    last = np.append(first[1:] - 1, len(starts) - 1)
+    return [
+        _Range(start, end, kind, f"{kind} {start:#x}, {size_text(end - start)}")
+        for start, end in zip(starts[first].tolist(), reach[last].tolist(), strict=True)
+    ]
+
+
+def _strip(title: str, ranges: Iterable[_Range]) -> Strip:
+    """Lay ranges out on a line with shortened gaps."""
+    ordered = sorted(ranges, key=lambda r: (r.start, -r.end))[:MAX_PARTS]
+    if not ordered:
+        return Strip(title, (), (), ())
+    groups = list(_groups(ordered))
+    used = sum(end - start for start, end in groups)
+    room = max(WIDTH - _GAP * (len(groups) - 1), WIDTH / 2)
+    scale = room / max(used, 1)
+    edges: list[tuple[int, int, float]] = []
+    x = 0.0
+    for start, end in groups:
+        edges.append((start, end, x))
+        x += (end - start) * scale + _GAP
+    parts = []
+    group = 0
+    for one in ordered:
+        while one.start >= edges[group][1]:
+            group += 1
+        start, _, left = edges[group]
+        width = max((one.end - one.start) * scale, 0.05)
+        parts.append(Part(left + (one.start - start) * scale, width, one.kind, one.label))
+    marks = []
+    last = -200.0
+    for start, _, left in edges:
+        if left - last > 90:
+            marks.append((left, f"{start:#x}"))
+            last = left
+    kinds = tuple(dict.fromkeys(r.kind for r in ordered))
+    return Strip(title, tuple(parts), tuple(marks), kinds)
+
+
+def _groups(ordered: list[_Range]) -> Iterator[tuple[int, int]]:
+    """Ranges of addresses without a gap that is large for the whole."""
+    used = sum(r.end - r.start for r in ordered)
+    wide = max(used // 20, 1 << 16)
+    start, end = ordered[0].start, ordered[0].end
+    for one in ordered[1:]:
+        if one.start > end + wide:
+            yield start, end
+            start, end = one.start, one.end
+        end = max(end, one.end)
+    yield start, end
+
+
+def iova_strips(image: Image) -> list[Strip]:
+    """One strip for each domain: what its devices can reach, by rights."""
+    return []
+
+
+def session_bars(image: Image) -> list[Bar]:
+    """Bytes of memory files in each session."""
+    if image.luo is None:
+        return []
+    sizes = []
+    for session in image.luo.sessions:
+        size = sum(f.state.size for f in session.files if isinstance(f.state, Memfd))
+        sizes.append((session, size))
+    longest = max((size for _, size in sizes), default=0) or 1
+    sizes.sort(key=lambda pair: -pair[1])
+    return [
+        Bar(
+            display(session.name),
+            f"{size_text(size)} in {len(session.files)} files",
+            100.0 * size / longest,
+        )
+        for session, size in sizes[:100]
+    ]

@@ -1,0 +1,194 @@
+"""How far a device's DMA reaches: its domain's mappings, and whose memory they lead to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.device_table import TableRoot
+from abi.errors import UsageError
+from inspector import passthrough
+from inspector.device_tables import walk_root
+from inspector.device_tables.cross import root_table_of, stream_tables_of
+from inspector.device_tables.smmuv3 import Stream
+from inspector.device_tables.vtd import Attachment, RootTable
+from inspector.memory.base import U64Array
+from inspector.survey import Survey
+from inspector.walk.iommu import Device, Domain, Unit
+
+if TYPE_CHECKING:
+    from inspector.image import Image
+
+#: Pieces of memory files that one chunk of ranges may be cut into.
+_MAX_PIECES = 1 << 22
+_GRANULES = {0x1000: "4k", 0x4000: "16k", 0x10000: "64k"}
+
+
+def domain_root(image: Image, domain: Domain) -> TableRoot:
+    """A domain's page table. Its format follows from the units: the objects do not say it."""
+    state = passthrough.iommu_state(image)
+    users = state.devices_of(domain) if state is not None else []
+    units = [u for d in users if state is not None and (u := state.units.at(d.iommu_phys))]
+    if not units and state is not None:
+        units = list(state.units.live()) or list(state.units)
+    bits = domain.vasz or 0
+    if any(unit.view == "smmuv3" for unit in units):
+        granule = _GRANULES[image.page_size]
+        return TableRoot(f"lpae-s2-{granule}", domain.top_table_phys, domain.levels, bits)
+    return TableRoot("vtdss", domain.top_table_phys, domain.levels, bits)
+
+
+class MemoryFiles:
+    """Where the folios of every memory file lie, to find the owners of ranges."""
+
+    def __init__(self, image: Image) -> None:
+        """Index all memory files of an image."""
+        self.paths: list[str] = []
+        starts: list[U64Array] = []
+        sizes: list[U64Array] = []
+        owners: list[npt.NDArray[np.int64]] = []
+        for path, memfd in image.memfds():
+            used = memfd.folios.pfn != 0
+            starts.append(memfd.addresses[used])
+            sizes.append(memfd.sizes[used])
+            owners.append(np.full(int(used.sum()), len(self.paths)))
+            self.paths.append(path)
+        empty = np.empty(0, np.uint64)
+        start = np.concatenate(starts) if starts else empty
+        end = start + np.concatenate(sizes) if starts else empty
+        owner = np.concatenate(owners) if owners else np.empty(0, np.int64)
+        order = np.argsort(start, kind="stable")
+        start, end, owner = start[order], end[order], owner[order]
+        if len(start):
+            fresh = np.r_[True, (start[1:] != end[:-1]) | (owner[1:] != owner[:-1])]
+            first = np.flatnonzero(fresh)
+            last = np.r_[first[1:] - 1, len(start) - 1]
+            start, end, owner = start[first], end[last], owner[first]
+        self._start, self._end, self._owner = start, end, owner
+
+    def share(self, pa: U64Array, size: U64Array) -> npt.NDArray[np.int64]:
+        """Bytes of each memory file that ranges of physical memory cover."""
+        total = np.zeros(len(self.paths), np.int64)
+        if not len(self._start) or not len(pa):
+            return total
+        stop = pa + size
+        first = np.searchsorted(self._end, pa, "right")
+        count = np.maximum(np.searchsorted(self._start, stop, "left") - first, 0)
+        at = 0
+        ends = np.cumsum(count)
+        while at < len(pa):
+            # As many ranges as make a bounded number of pieces.
+            done = int(ends[at - 1]) if at else 0
+            upto = max(int(np.searchsorted(ends, done + _MAX_PIECES, "right")), at + 1)
+            rows = np.repeat(np.arange(at, upto), count[at:upto])
+            piece = np.arange(len(rows)) - (ends[rows] - count[rows] - done) + first[rows]
+            low = np.maximum(self._start[piece], pa[rows])
+            high = np.minimum(self._end[piece], stop[rows])
+            np.add.at(total, self._owner[piece], (high - low).astype(np.int64))
+            at = upto
+        return total
+
+
+@dataclass(slots=True)
+class Reach:
+    """What a page table maps: counts, bytes, and bytes by memory file (path -> bytes).
+
+    ``elsewhere`` is memory of no preserved file; ``anomalies`` what the walk found wrong.
+    """
+
+    root: TableRoot
+    ranges: int = 0
+    mapped: int = 0
+    tables: int = 0
+    complete: bool = True
+    memory_files: dict[str, int] = field(default_factory=dict)
+    elsewhere: int = 0
+    anomalies: list[str] = field(default_factory=list)
+
+
+def reach(image: Image, root: TableRoot, files: MemoryFiles) -> Reach:
+    """Walk a page table and sum up where it leads."""
+    found = Reach(root)
+    try:
+        walk = walk_root(image.memory, root)
+        shares = np.zeros(len(files.paths), np.int64)
+        for chunk in walk.ranges():
+            shares += files.share(chunk.pa, chunk.size)
+    except UsageError as error:
+        found.complete = False
+        found.anomalies.append(str(error))
+        return found
+    stats = walk.stats
+    found.ranges, found.mapped, found.complete = stats.ranges, stats.mapped, stats.complete
+    found.tables = sum(stats.tables.values())
+    found.memory_files = {p: int(n) for p, n in zip(files.paths, shares, strict=True) if n}
+    found.elsewhere = found.mapped - int(shares.sum())
+    found.anomalies = [f"{f.message} [{f.code}]" for f in walk.findings.items[:8]]
+    return found
+
+
+class Hardware:
+    """What the device tables say of a device, read once a unit."""
+
+    def __init__(self, image: Image) -> None:
+        """``image`` has been decoded."""
+        self._image = image
+        self._units: dict[int, RootTable | Any] = {}
+
+    def of(self, device: Device, unit: Unit) -> Attachment | Stream | None:
+        """The context entry or stream of a device; None if the tables have none."""
+        if unit.address not in self._units:
+            self._units[unit.address] = self._tables(unit)
+        tables = self._units[unit.address]
+        if isinstance(tables, RootTable):
+            return tables.attachment(device.devid) if device.devid < 1 << 16 else None
+        return None if tables is None else tables.stream(device.devid)
+
+    def _tables(self, unit: Unit) -> Any:
+        survey = Survey(self._image.memory, self._image.page_size)
+        state = passthrough.iommu_state(self._image)
+        assert state is not None
+        if unit.view == "intel" and unit.root_table:
+            return root_table_of(survey, state, unit)
+        return stream_tables_of(survey, unit) if unit.view == "smmuv3" else None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReach:
+    """One line of the answer to "which device can DMA where"."""
+
+    picture: passthrough.DevicePicture
+    hardware: Attachment | Stream | None
+    reach: Reach | None
+    disagreements: tuple[str, ...]
+
+
+def devices(image: Image) -> list[DeviceReach]:
+    """Every device that any layer names, with what its DMA reaches."""
+    from inspector.device_tables.cross import cross_check
+
+    files, hardware = MemoryFiles(image), Hardware(image)
+    wrong: dict[str, list[str]] = {}
+    for finding in cross_check(image).items:
+        wrong.setdefault(finding.path, []).append(f"{finding.message} [{finding.code}]")
+    known: dict[int, Reach] = {}
+    out = []
+    for picture in passthrough.devices(image):
+        found = None
+        if picture.device is not None and picture.unit is not None:
+            found = hardware.of(picture.device, picture.unit)
+        domain = picture.domain
+        if domain is not None and domain.address not in known:
+            known[domain.address] = reach(image, domain_root(image, domain), files)
+        out.append(
+            DeviceReach(
+                picture,
+                found,
+                known[domain.address] if domain is not None else None,
+                tuple(wrong.get(picture.device.path, ())) if picture.device is not None else (),
+            )
+        )
+    return out

@@ -149,14 +149,13 @@ def _continues(rows: Rows, at: int) -> bool:
 
 def _splice(column: U64, few: U64, places: list[int]) -> U64:
     """``few`` put before the elements of ``column`` at ascending ``places``."""
-    out = np.empty(len(column) + len(few), np.uint64)
+    parts: list[U64] = []
     done = 0
     for number, place in enumerate(places):
-        out[done + number : place + number] = column[done:place]
-        out[place + number] = few[number]
+        parts += (column[done:place], few[number : number + 1])
         done = place
-    out[done + len(few) :] = column[done:]
-    return out
+    parts.append(column[done:])
+    return np.concatenate(parts)
 
 
 def weave(rows: Rows | None, stream: Iterator[Rows], join: bool) -> Iterator[Rows]:

@@ -8,8 +8,8 @@ in attributes. Everything else is a detour taken by the batches that need it.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -18,18 +18,9 @@ import numpy.typing as npt
 from abi.pagetable.format import U64, Contiguity, Kind
 from inspector.pagetable import anomalies
 from inspector.pagetable.anomalies import Reporter
+from inspector.pagetable.batch import Batch, Scratch, Slots, lengths_of, or_and
 from inspector.pagetable.columns import Rows, interleave, merge
-from inspector.pagetable.plan import LevelPlan
-
-#: Entries of a batch: their bytes and what is computed of them fit a second-level cache.
-BATCH: Final = 1 << 15
-#: Batches with fewer entries set than one in so many are compacted first; every so many
-#: are looked at to tell (an odd number, to meet all places of a pattern).
-_SPARSE: Final = 4
-_SAMPLE: Final = 13
-
-#: Constant columns kept for reuse; making one takes as long as filling a short one.
-_CONSTANTS: Final = 64
+from inspector.pagetable.runs import Runs
 
 #: Entries that map nothing and say so wrongly.
 _FAULTS: Final[dict[int, str]] = {
@@ -38,96 +29,9 @@ _FAULTS: Final[dict[int, str]] = {
     Kind.BAD_SIZE: anomalies.BAD_SIZE,
 }
 
-Slots = npt.NDArray[np.intp]
-
-
-class Batch:
-    """Entries of tables of one level, in IOVA order.
-
-    ``pas`` and ``bases``: each table's address and first IOVA. ``codes``: which of the
-    format's table rules the entries above have brought into force, a bit each; one number
-    or one for each table. ``bits``: lg2 of the entries of a table. ``flat``: the entries.
-    ``gaps``: tables that do not follow their predecessor in IOVA; None if all do.
-    """
-
-    __slots__ = ("bases", "bits", "codes", "flat", "gaps", "pas", "plan")
-
-    def __init__(
-        self,
-        plan: LevelPlan,
-        pas: U64,
-        bases: U64,
-        codes: int | npt.NDArray[np.uint8],
-        bits: int,
-        flat: U64,
-    ) -> None:
-        self.plan = plan
-        self.pas = pas
-        self.bases = bases
-        self.codes = codes
-        self.bits = bits
-        self.flat = flat
-        self.gaps: Slots | None = None
-        span = plan.step << bits
-        if int(bases[-1]) - int(bases[0]) != span * (len(bases) - 1):
-            self.gaps = (bases[1:] - bases[:-1] != span).nonzero()[0] + 1
-
-    def iova(self, slots: Slots | None) -> U64:
-        """First IOVA of entries, all of them for None."""
-        shift = np.uint64(self.plan.shift)
-        if slots is None:
-            ramp = _ramp(self.plan.shift)[: len(self.flat)]
-            if self.gaps is None:
-                whole: U64 = ramp + self.bases[0]
-                return whole
-            table = ramp[: 1 << self.bits]
-            return (self.bases[:, None] + table).reshape(-1)
-        offset = slots.view(np.uint64) << shift
-        if self.gaps is None:
-            offset += self.bases[0]
-        else:
-            even = _ramp(self.plan.shift + self.bits)[: len(self.bases)]
-            offset += (self.bases - even).take(slots >> self.bits, mode="clip")
-        return offset
-
-    def address(self, slots: Slots) -> U64:
-        """Physical addresses of entries."""
-        within = (slots & ((1 << self.bits) - 1)).view(np.uint64) << np.uint64(3)
-        within += self.pas[slots >> self.bits]
-        return within
-
-    def codes_of(self, slots: Slots | None) -> int | npt.NDArray[np.uint8]:
-        """``codes`` for each entry."""
-        if isinstance(self.codes, int):
-            return self.codes
-        return (
-            np.repeat(self.codes, 1 << self.bits)
-            if slots is None
-            else (self.codes[slots >> self.bits])
-        )
-
 
 #: Table entries of a batch: their slots (None: all) and themselves.
 Pointers = tuple[Slots | None, U64]
-
-
-@functools.lru_cache(16)
-def _ramp(shift: int) -> U64:
-    """First IOVA of each entry of a batch that begins at 0."""
-    return np.arange(BATCH, dtype=np.uint64) << np.uint64(shift)
-
-
-def lengths_of(starts: Slots, end: int) -> Slots:
-    """Lengths of runs that begin at ``starts``, the last of which ends at ``end``."""
-    lengths = np.empty_like(starts)
-    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
-    lengths[-1] = end - starts[-1]
-    return lengths
-
-
-def or_and(entries: U64) -> tuple[int, int]:
-    """The OR and the AND of entries."""
-    return int(np.bitwise_or.reduce(entries)), int(np.bitwise_and.reduce(entries))
 
 
 class Decoder:
@@ -136,40 +40,37 @@ class Decoder:
     ``merged``: rows are ranges with attributes; else they are leaves with raw entries.
     """
 
-    __slots__ = (
-        "_breaks",
-        "_constants",
-        "_noisy",
-        "_steps",
-        "_words",
-        "leaves",
-        "merged",
-        "reporter",
-    )
+    __slots__ = ("_runs", "_scratch", "leaves", "merged", "reporter")
 
     def __init__(self, merged: bool, reporter: Reporter) -> None:
         self.merged = merged
         self.reporter = reporter
         #: (level, size) -> leaves
         self.leaves: Counter[tuple[int, int]] = Counter()
-        self._constants: dict[int, U64] = {}
-        self._noisy = False
-        self._words = np.empty(BATCH, np.uint64)
-        self._steps = np.empty(BATCH, np.uint64)
-        self._breaks = np.empty(BATCH, np.bool_)
+        self._scratch = Scratch()
+        self._runs = Runs(self._scratch)
 
-    def decode(self, batch: Batch) -> tuple[Rows | None, Pointers | None]:
-        """Rows of the leaves of a batch, and its table entries."""
+    def decode(self, batch: Batch) -> tuple[Iterable[Rows], Pointers | None]:
+        """Chunks of rows of the leaves of a batch, and its table entries.
+
+        The rows must be taken before another batch is read; there is one chunk at most
+        if there are table entries.
+        """
+        in_runs = self.merged and not batch.plan.has_tables
+        if in_runs and not self._runs.sparse:
+            found = self._runs.decode(batch)
+            if found is not None:
+                rows, faults = found
+                if faults is not None:
+                    self._report_runs(batch, *faults)
+                self.leaves[batch.plan.number, batch.plan.step] += self._runs.leaves
+                return rows, None
+        row, pointers = self._decode(batch, in_runs)
+        return () if row is None else (row,), pointers
+
+    def _decode(self, batch: Batch, in_runs: bool) -> tuple[Rows | None, Pointers | None]:
         flat, plan = batch.flat, batch.plan
-        dense = True
-        if self.merged and not plan.has_tables:
-            sample = flat[::_SAMPLE]
-            dense = int(np.count_nonzero(sample)) * _SPARSE >= len(sample)
-            if dense:
-                plain, rows = self._runs(batch)
-                if plain:
-                    return rows, None
-        if dense:
+        if not (in_runs and self._runs.sparse):
             some, every = or_and(flat)
             if not some:
                 return None, None
@@ -179,106 +80,22 @@ class Decoder:
                     return self._leaf_rows(batch, None, flat, some, every), None
                 if kind == Kind.TABLE:
                     return None, (None, flat)
-        slots = np.flatnonzero(flat != 0)
+        slots = (flat != 0).nonzero()[0]
+        if in_runs:
+            self._runs.judge(batch, len(slots))
         if not len(slots):
             return None, None
         return self._sort_out(batch, slots, flat.take(slots, mode="clip"))
 
-    def _same(self, value: int, count: int) -> U64:
-        """A read-only column of one value, which takes no memory."""
-        column = self._constants.get(value)
-        if column is None:
-            if len(self._constants) > _CONSTANTS:
-                self._constants.clear()
-            column = np.broadcast_to(np.uint64(value), BATCH)
-            self._constants[value] = column
-        return column[:count]
-
     # -- what the entries are --------------------------------------------------------
 
-    def _runs(self, batch: Batch) -> tuple[bool, Rows | None]:
-        """Ranges of a level without tables; (False, None) if a closer look is needed.
-
-        The entries of a run differ in their address only, so that it is enough to look at
-        the first of each. Holes and bad entries are runs too. Bits of no meaning, which
-        hardware or software may set here and there, are masked once they were seen to differ.
-        """
-        flat, plan = batch.flat, batch.plan
-        words = flat
-        if self._noisy:
-            out = self._words[: len(flat)]
-            words = np.bitwise_and(flat, np.uint64(plan.watched), out=out)
-        breaks = self._find_breaks(batch, words, None)
-        starts = lengths = None
-        first = words
-        if int(np.count_nonzero(breaks)) != len(flat):
-            starts = breaks.nonzero()[0]
-            lengths = lengths_of(starts, len(flat))
-            first = words.take(starts, mode="clip")
-        some, every = or_and(first)
-        if (some ^ every) & ~plan.watched and not self._noisy:
-            self._noisy = True
-            return self._runs(batch)
-        rest: Slots | None = None
-        if not (some ^ every) & plan.kind_mask:
-            if plan.kind(every) != Kind.LEAF:
-                return False, None
-        else:
-            if plan.binary:
-                leaf = (first & np.uint64(plan.format.present)) != 0
-            else:
-                kinds = plan.kind_of(first)
-                leaf = kinds == Kind.LEAF
-                if (kinds == Kind.GROUP).any():
-                    return False, None
-            rest = (~leaf).nonzero()[0]
-            which = leaf.nonzero()[0]
-            rest_starts = rest if starts is None else starts.take(rest, mode="clip")
-            rest_lengths = None if lengths is None else lengths.take(rest, mode="clip")
-            starts = which if starts is None else starts.take(which, mode="clip")
-            lengths = None if lengths is None else lengths.take(which, mode="clip")
-            first = first.take(which, mode="clip")
-            some, every = or_and(first) if len(first) else (0, plan.watched)
-        codes = batch.codes
-        code = codes if isinstance(codes, int) else int(np.bitwise_or.reduce(codes))
-        overflow = int(plan.entry_step) * len(flat) > plan.address - (some & plan.address)
-        if plan.is_odd(some, every, code) or (overflow and lengths is not None):
-            return False, None
-        if rest is not None:
-            self._report_runs(batch, rest_starts, rest_lengths)
-        count = len(first)
-        if not count:
-            return True, None
-        if lengths is None:
-            self.leaves[plan.number, plan.step] += count
-            size = self._same(plan.step, count)
-        else:
-            self.leaves[plan.number, plan.step] += int(lengths.sum())
-            size = lengths.view(np.uint64) << np.uint64(plan.shift)
-        return True, Rows(
-            batch.iova(starts), plan.pa(first), size, self._attributes(plan, first, some ^ every)
-        )
-
-    def _attributes(self, plan: LevelPlan, words: U64, differ: int) -> U64:
-        """Attributes of words that differ in these bits."""
-        if differ & plan.attribute_sources:
-            return plan.attributes_of(words)
-        return self._same(int(plan.attributes_of(words[:1])[0]), len(words))
-
-    def _report_runs(self, batch: Batch, starts: Slots, lengths: Slots | None) -> None:
-        """Report runs that are no leaves."""
-        entries = batch.flat.take(starts, mode="clip")
-        set_at = entries.nonzero()[0]
-        if not len(set_at):
-            return
-        starts = starts[set_at]
-        lengths = None if lengths is None else lengths[set_at]
-        kinds = batch.plan.kind_of(entries[set_at])
+    def _report_runs(self, batch: Batch, starts: Slots, lengths: Slots) -> None:
+        """Report runs that are neither leaves nor holes."""
+        kinds = batch.plan.kind_of(batch.flat[starts])
         for kind in np.bincount(kinds).nonzero()[0].tolist():
-            if kind in _FAULTS and (kind != Kind.EMPTY or batch.plan.format.nonzero_empty):
+            if kind != Kind.EMPTY or batch.plan.format.nonzero_empty:
                 which = (kinds == kind).nonzero()[0]
-                count = len(which) if lengths is None else int(lengths[which].sum())
-                self.report(_FAULTS[kind], batch, starts[which], count)
+                self.report(_FAULTS[kind], batch, starts[which], int(lengths[which].sum()))
 
     def _sort_out(
         self, batch: Batch, slots: Slots, entries: U64
@@ -312,9 +129,11 @@ class Decoder:
     def report(self, code: str, batch: Batch, slots: Slots, count: int | None = None) -> None:
         """Report entries; ``count`` if they are more than ``slots``."""
         count = len(slots) if count is None else count
-        if not count:
+        room = self.reporter.findings.room(code)
+        if not count or not room:
+            self.reporter.findings.suppress(code, count)
             return
-        slots = slots[: self.reporter.findings.room(code)]
+        slots = slots[:room]
         level, iova = batch.plan.number, batch.iova(slots)
         self.reporter.entries(code, level, iova, batch.address(slots), batch.flat[slots], count)
 
@@ -332,45 +151,27 @@ class Decoder:
         if not self.merged:
             if hinted:
                 return self._hinted_lines(batch, slots, entries, some, every)
-            size = self._same(plan.step, count)
+            size = self._scratch.same(plan.step, count)
             entry = entries.copy() if slots is None else entries
             pa = format.leaf_pa(plan.number, entries)
             return Rows(batch.iova(slots), pa, size, entry)
         words, some, every = self._words_of(batch, slots, entries, some, every)
         if hinted:
             self._hint_groups(batch, slots, entries, words)
-        breaks = self._find_breaks(batch, words, slots)
+        iova = None if slots is None else batch.iova(slots)
+        breaks = self._scratch.breaks(batch, words, iova)
         rows = int(np.count_nonzero(breaks))
         if rows == count:
-            iova = batch.iova(slots)
-            size = self._same(plan.step, rows)
+            iova = batch.iova(None) if iova is None else iova
+            size = self._scratch.same(plan.step, rows)
         else:
-            starts = np.flatnonzero(breaks)
+            starts = breaks.nonzero()[0]
             lengths = lengths_of(starts, count)
-            words = words[starts]
-            iova = batch.iova(starts if slots is None else slots[starts])
+            words = words.take(starts, mode="clip")
+            iova = batch.iova(starts) if iova is None else iova.take(starts, mode="clip")
             size = lengths.view(np.uint64) << np.uint64(plan.shift)
-        attributes = self._attributes(plan, words, some ^ every)
+        attributes = self._scratch.attributes(plan, words, some ^ every)
         return Rows(iova, plan.pa(words), size, attributes)
-
-    def _find_breaks(self, batch: Batch, words: U64, slots: Slots | None) -> npt.NDArray[np.bool_]:
-        """True where a word does not continue the one before it. Scratch, valid until reuse."""
-        count = len(words)
-        breaks = self._breaks[:count]
-        steps = self._steps[: count - 1]
-        if slots is None:
-            np.subtract(words[1:], words[:-1], out=steps)
-            np.not_equal(steps, batch.plan.entry_step, out=breaks[1:])
-            if batch.gaps is not None:
-                breaks[batch.gaps << batch.bits] = True
-        else:
-            iova = batch.iova(slots)
-            np.subtract(iova[1:], iova[:-1], out=steps)
-            np.not_equal(steps, np.uint64(batch.plan.step), out=breaks[1:])
-            np.subtract(words[1:], words[:-1], out=steps)
-            breaks[1:] |= steps != batch.plan.entry_step
-        breaks[0] = True
-        return breaks
 
     def _words_of(
         self, batch: Batch, slots: Slots | None, entries: U64, some: int, every: int
@@ -393,8 +194,7 @@ class Decoder:
             words = plan.fold(words)
             some, every = or_and(words)
         elif (some ^ every) & ~plan.keep:
-            out = self._words[: len(words)]
-            words = np.bitwise_and(words, np.uint64(plan.keep), out=out)
+            words = self._scratch.masked(words, plan.keep)
             some, every = some & plan.keep, every & plan.keep
         return words, some, every
 

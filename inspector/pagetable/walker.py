@@ -20,8 +20,9 @@ from inspector.findings import Findings
 from inspector.memory.base import PageState, PhysicalMemory
 from inspector.pagetable import anomalies
 from inspector.pagetable.anomalies import Reporter
+from inspector.pagetable.batch import BATCH, Batch, Slots
 from inspector.pagetable.columns import Rows, join_chunks, weave
-from inspector.pagetable.leaves import BATCH, Batch, Decoder, Pointers, Slots
+from inspector.pagetable.leaves import Decoder, Pointers
 from inspector.pagetable.pages import PageSet
 from inspector.pagetable.plan import level_plans
 from inspector.pagetable.tree import Table
@@ -30,7 +31,7 @@ Preserved = Callable[[U64], npt.NDArray[np.bool_]]
 
 #: Entries of a batch by level. Those of upper levels are fewer: what they point to is kept
 #: while it is walked.
-_BATCHES: Final = (BATCH, BATCH >> 1, BATCH >> 3)
+_BATCHES: Final = (BATCH, BATCH >> 2, BATCH >> 4)
 #: A batch costs the work of at least so many tables, which bounds walks in tiny batches.
 _LEAST_WORK: Final = 8
 
@@ -215,21 +216,22 @@ class Pass:
     def _tables(self, level: int, tables: _Children) -> Iterator[Rows]:
         """Rows of tables of one level."""
         bits = self.tree.format.index_bits
-        each = max(1, _BATCHES[min(level, 2)] >> bits)
+        entries = _BATCHES[min(level, 2)] >> (0 if self._decoder.merged else 1)
+        each = max(1, entries >> bits)
         for first in range(0, len(tables.pas), each):
             yield from self._batch(level, tables.cut(first, first + each), bits)
 
     def _batch(self, level: int, tables: _Children, bits: int) -> Iterator[Rows]:
         """Rows of a few tables of one level and of all below them."""
         batch = self._read(level, tables, bits)
-        rows, pointers = self._decoder.decode(batch)
+        chunks, pointers = self._decoder.decode(batch)
         if pointers is None:
-            if rows is not None:
-                yield rows
+            yield from chunks
             return
+        own = next(iter(chunks), None)
         children = self._children(batch, pointers)
-        del batch, pointers
-        yield from weave(rows, self._walk(children), self._decoder.merged)
+        del batch, pointers, chunks
+        yield from weave(own, self._walk(children), self._decoder.merged)
 
     def _read(self, level: int, tables: _Children, bits: int) -> Batch:
         count, size = len(tables.pas), 8 << bits

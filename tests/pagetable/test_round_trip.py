@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import SHAPES, Leaf, Tree, family, legal_rights, merged, sizes
 
 from abi.pagetable import FORMATS, Permission
-from inspector.pagetable import TranslationState, leaves, walk, walker
+from inspector.pagetable import TranslationState, batch, runs, walk, walker
 from inspector.pagetable import format_leaves as leaf_text
 
 RIGHTS = {"r": Permission.READ, "w": Permission.WRITE, "rw": Permission.READ | Permission.WRITE}
@@ -99,8 +99,7 @@ def check(tree: Tree, wanted: list[Leaf], options: dict[str, object]) -> None:
     walked = walk(memory, tree.name, tree.root, tree.depth, **options)
     got = [row for chunk in walked.leaves() for row in chunk]
     assert got == [
-        (leaf.iova, leaf.pa, leaf.size, entry)
-        for leaf, entry in zip(wanted, entries, strict=True)
+        (leaf.iova, leaf.pa, leaf.size, entry) for leaf, entry in zip(wanted, entries, strict=True)
     ]
     text = b"".join(map(leaf_text, walked.leaves()))
     assert text == b"".join(b"%#x %#x %#x %#x\n" % row for row in got)
@@ -157,14 +156,14 @@ def check_points(walked, wanted: list[Leaf]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     check(*data.draw(trees(name)))
 
 
 @pytest.mark.parametrize("name", ["vtdss", "amdv1", "lpae-s2-4k", "riscv-sv39"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_small_batches(name: str, data: st.DataObject) -> None:
     """The same with batches of two tables, so that everything crosses a border."""
@@ -172,7 +171,9 @@ def test_small_batches(name: str, data: st.DataObject) -> None:
     if tree.start_entries * 8 > 8192:
         return
     with pytest.MonkeyPatch.context() as patch:
-        for module in (leaves, walker):
+        for module in (batch, walker):
             patch.setattr(module, "BATCH", 1024)
+        for module in (batch, runs):
+            patch.setattr(module, "ROWS", 256)
         patch.setattr(walker, "_BATCHES", (1024, 512, 512))
         check(tree, wanted, options)

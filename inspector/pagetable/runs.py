@@ -1,0 +1,125 @@
+"""The short way from entries to ranges, at the level of the smallest pages.
+
+One subtraction of neighbours tells whether they continue each other in address *and* agree in
+everything else, so that runs can be found before it is known what the entries are; then
+it is enough to look at the first of each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from abi.pagetable.format import U64, Kind
+from inspector.pagetable.batch import ROWS, Batch, Scratch, Slots, or_and
+from inspector.pagetable.columns import Rows
+
+#: After a batch with fewer leaves than one entry in so many, the next is compacted first.
+_SPARSE: Final = 4
+
+#: Runs that are neither leaves nor holes: starts and lengths.
+Faults = tuple[Slots, Slots]
+
+
+class Runs:
+    """Finds the runs of batches.
+
+    ``sparse``: the last batch had too many holes for this way to pay. Holes and bad entries
+    are runs too, of one entry each in the case of holes.
+    """
+
+    __slots__ = ("_noisy", "_scratch", "leaves", "sparse")
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._noisy = False
+        self.sparse = False
+        #: Leaves of the batch decoded last.
+        self.leaves = 0
+
+    def judge(self, batch: Batch, leaves: int) -> None:
+        """Take notice of how many entries of a batch are leaves."""
+        self.sparse = leaves * _SPARSE < len(batch.flat)
+
+    def decode(self, batch: Batch) -> tuple[Iterator[Rows], Faults | None] | None:
+        """Merged rows of a batch without table entries, to be taken before the next batch
+        is read, and its faults. None if the batch needs a closer look.
+        """
+        flat, plan = batch.flat, batch.plan
+        # Bits that mean nothing, which hardware or software may set here and there, are
+        # masked once they were seen to differ.
+        words = self._scratch.masked(flat, plan.watched) if self._noisy else flat
+        breaks = self._scratch.breaks(batch, words, None)
+        starts = lengths = None
+        first = flat
+        if int(np.count_nonzero(breaks)) != len(flat):
+            starts = breaks.nonzero()[0]
+            first = flat.take(starts, mode="clip")
+            lengths = self._scratch.lengths(starts, len(flat))
+        some, every = or_and(first)
+        if (some ^ every) & ~plan.watched and not self._noisy:
+            self._noisy = True
+            return self.decode(batch)
+        faults = None
+        leaves = len(flat)
+        if (some ^ every) & plan.kind_mask:
+            leaf = self._leaf(batch, first)
+            if leaf is None:
+                return None
+            which = leaf.nonzero()[0]
+            leaves -= len(first) - len(which)
+            if int(np.count_nonzero(first)) != len(which):
+                faults = _faults(starts, lengths, first, leaf)
+            self.judge(batch, leaves)
+            starts = which if starts is None else starts.take(which, mode="clip")
+            if lengths is not None:
+                lengths = lengths.take(which, mode="clip")
+                leaves = leaves if faults is None else int(lengths.sum())
+            first = first.take(which, mode="clip")
+            some, every = or_and(first) if len(first) else (0, plan.watched)
+        elif plan.kind(every) != Kind.LEAF:
+            return None
+        if plan.is_odd(some, every, batch.code):
+            return None
+        step = int(plan.entry_step)
+        if lengths is not None and step * len(flat) > plan.address - (some & plan.address):
+            return None  # a run might leave the address field
+        self.leaves = leaves
+        return self._rows(batch, starts, lengths, first, some ^ every), faults
+
+    @staticmethod
+    def _leaf(batch: Batch, first: U64) -> npt.NDArray[np.bool_] | None:
+        """Which entries are leaves; None if some have a size of their own."""
+        plan = batch.plan
+        if plan.binary:
+            leaf: npt.NDArray[np.bool_] = (first & np.uint64(plan.format.present)) != 0
+            return leaf
+        kinds = plan.kind_of(first)
+        leaf = kinds == Kind.LEAF
+        return None if (kinds == Kind.GROUP).any() else leaf
+
+    def _rows(
+        self, batch: Batch, starts: Slots | None, lengths: Slots | None, first: U64, differ: int
+    ) -> Iterator[Rows]:
+        plan, scratch = batch.plan, self._scratch
+        for begin in range(0, len(first), ROWS):
+            end = min(begin + ROWS, len(first))
+            words = first[begin:end]
+            iova = batch.iova_from(begin, end) if starts is None else batch.iova(starts[begin:end])
+            if lengths is None:
+                size = scratch.same(plan.step, end - begin)
+            else:
+                size = lengths[begin:end].view(np.uint64) << np.uint64(plan.shift)
+            yield Rows(iova, plan.pa(words), size, scratch.attributes(plan, words, differ))
+
+
+def _faults(
+    starts: Slots | None, lengths: Slots | None, first: U64, leaf: npt.NDArray[np.bool_]
+) -> Faults:
+    which = (~leaf & (first != 0)).nonzero()[0]
+    if starts is None or lengths is None:
+        return which, np.ones_like(which)
+    return starts[which], lengths[which]

@@ -82,7 +82,7 @@ def compare(codec: Struct, parsed: Any, record: Any, kaitai: Any, aliases: dict[
             continue
         name = f"{codec.cname}.{field.name}"
         mine = getattr(kaitai, aliases.get(field.name, field.name))
-        theirs = parsed[field.name]
+        theirs = None if parsed is None else parsed[field.name]
         if field.bit_size:
             raw = int(record[field.union])
             bit = next(b for b in codec._bits if b.name == field.name)
@@ -93,23 +93,26 @@ def compare(codec: Struct, parsed: Any, record: Any, kaitai: Any, aliases: dict[
             inner = all_types()[names()[type(mine)]].aliases
             compared += compare(field.struct, theirs, column, mine, inner)
         elif field.struct is not None:
-            assert len(mine) == len(theirs) == len(column), name
-            for one, two, three in zip(theirs, column, mine, strict=True):
+            assert len(mine) == len(column), name
+            rows = [None] * len(mine) if theirs is None else theirs
+            for one, two, three in zip(rows, column, mine, strict=True):
                 inner = all_types()[names()[type(three)]].aliases
                 compared += compare(field.struct, one, two, three, inner)
         else:
-            assert same(mine, theirs), name
+            assert theirs is None or same(mine, theirs), name
             assert same(mine, column), name
             compared += 1
     return compared
 
 
-def check(codec: Struct, data: bytes, kaitai: Any, aliases: dict[str, str]) -> int:
+def check(
+    codec: Struct, data: bytes, kaitai: Any, aliases: dict[str, str], *, numpy_only: bool = False
+) -> int:
     """Parse ``data`` with both engines of the codec and compare with a Kaitai object."""
     data = data[: codec.size]
-    parsed = codec.parse(data)
+    parsed = None if numpy_only else codec.parse(data)
     record = np.frombuffer(data, codec.dtype)[0]
-    assert codec.build(parsed) == data
+    assert parsed is None or codec.build(parsed) == data
     return compare(codec, parsed, record, kaitai, aliases)
 
 
@@ -237,7 +240,10 @@ class Comparer(Follower):
                 assert parsed["hdr"]["next"] == item.hdr.next
                 self.compared[inner.name] += 1
                 continue
-            self.compared[inner.name] += check(codec, piece, item, inner.aliases) > 0
+            # construct is slow on pages of addresses: a few of them, and all with numpy.
+            many = codec.size >= 4096 and self.compared[inner.name] >= 8
+            count = check(codec, piece, item, inner.aliases, numpy_only=many)
+            self.compared[inner.name] += count > 0
         return obj
 
 

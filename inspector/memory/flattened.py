@@ -43,6 +43,10 @@ class PlainFile:
         """The parts of a range that are not holes."""
         return self.file.data_ranges(offset, end)
 
+    def covers(self, offset: int, end: int) -> bool:
+        """Whether all bytes of a range are in the file."""
+        return end <= self.size
+
     def begins_with(self, magic: bytes) -> bool:
         """Whether the first bytes are these."""
         return self.size >= len(magic) and self.view(0, len(magic), "the header") == magic
@@ -110,6 +114,10 @@ class FlattenedFile(PlainFile):
         """The parts of a range that some record covers."""
         for piece in self.table.overlapping(offset, end):
             yield piece.first, piece.last + 1
+
+    def covers(self, offset: int, end: int) -> bool:
+        """Whether records cover all of a range."""
+        return offset == end or self.table.first_missing(offset, end - offset) is None
 
     def rearranged(self) -> ImageFile:
         """The described file, written to an unnamed temporary file (with holes)."""

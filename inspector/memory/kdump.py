@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from abi.errors import KhoError, UnreadableError
-from inspector.memory import compression, notes
+from abi.errors import UnreadableError
 from inspector.memory.base import (
     MemoryFault,
     PageState,
@@ -28,22 +26,18 @@ from inspector.memory.base import (
 )
 from inspector.memory.bitmap import PageBitmap, edge_positions
 from inspector.memory.flattened import PlainFile
-from inspector.memory.kdump_part import DESCRIPTOR, ONE_DESCRIPTOR, DumpPart
-from inspector.memory.segments import I64Array, Kind, Segment
+from inspector.memory.kdump_pages import KdumpPages
+from inspector.memory.kdump_part import DumpPart
+from inspector.memory.segments import I64Array
 
 #: Reads that end this early in a page do not decode all of it.
 HEAD = 1024
 
-_CACHE_BYTES = 16 << 20
 _RUN_BYTES = 1 << 20
 
 
 class KdumpMemory(PhysicalMemory):
-    """A kdump, plain, flattened or split.
-
-    ``damaged`` holds the page frames found to be undecodable so far, with the reason; from
-    then on they count as EXCLUDED.
-    """
+    """A kdump, plain, flattened or split."""
 
     kind = "kdump"
     scan_heads = HEAD
@@ -69,18 +63,17 @@ class KdumpMemory(PhysicalMemory):
         self.machine = self.notes.get("machine") or None
         self._ram = first.ram
         self._frames = first.frames
-        self.damaged: dict[int, str] = {}
-        self._decoders: dict[int, compression.Decoder] = {}
-        # Decoded pages by place in the file (pages of zeros share one) and by frame.
-        self._cache: dict[tuple[int, int], bytes] = {}
-        self._recent: dict[int, bytes] = {}
-        self._cache_pages = max(_CACHE_BYTES // self._size, 16)
         self._zero = bytes(self._size)
-        self._regions: tuple[Region, ...] | None = None
-        self._drgn: PhysicalMemory | None = None
-        for flag in compression.NAMES:
-            if first.status & flag:
-                self._decoder(flag)  # a missing library shows now, not in the middle
+        self._regions: tuple[int, tuple[Region, ...]] | None = None
+        self._pages = KdumpPages(self._parts, self._shift)
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """Page frames found to be undecodable so far, with the reason.
+
+        They are EXCLUDED from then on.
+        """
+        return self._pages.damaged
 
     # Which pages there are
 
@@ -149,9 +142,10 @@ class KdumpMemory(PhysicalMemory):
     @property
     def regions(self) -> tuple[Region, ...]:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
-        if self._regions is None:
-            self._regions = tuple(self._runs())
-        return self._regions
+        known = len(self.damaged)
+        if self._regions is None or self._regions[0] != known:
+            self._regions = known, tuple(self._runs())
+        return self._regions[1]
 
     def _runs(self) -> Iterator[Region]:
         """Runs of one state, from the bitmaps in bounded pieces."""
@@ -187,113 +181,6 @@ class KdumpMemory(PhysicalMemory):
 
     # What is in them
 
-    def _decoder(self, flag: int) -> compression.Decoder | None:
-        """The decoder of one compression, or None if drgn has to do it."""
-        known = self._decoders.get(flag)
-        if known is None and self._drgn is None:
-            try:
-                known = self._decoders[flag] = compression.decoder(flag)
-            except compression.MissingCodecError as missing:
-                self._drgn = self._through_drgn(str(missing))
-        return known
-
-    def _through_drgn(self, codec: str) -> PhysicalMemory:
-        """The same dump read by drgn, which brings all codecs."""
-        hint = (
-            f"{self._files[0].name}: its pages are compressed with {codec}, for which no library "
-            f"is installed: pip install 'kho-inspector[kdump]', or [drgn]"
-        )
-        if len(self._files) > 1:
-            raise UnreadableError(hint)
-        from inspector.memory.program import ProgramMemory, import_drgn
-
-        try:
-            drgn = import_drgn()
-            # libkdumpfile wants to know this much of the kernel before it reads anything.
-            info = self.notes | {"PAGESIZE": str(self._size)}
-            info.setdefault("OSRELEASE", "unknown")
-            info.setdefault("SYMBOL(swapper_pg_dir)", "ffffffff81000000")
-            info.setdefault("NUMBER(pgtable_l5_enabled)", "0")
-            info.setdefault("NUMBER(phys_base)", "0")
-            program = drgn.Program(vmcoreinfo=notes.build_pairs(info))
-            fd = self._files[0].duplicate()
-            try:
-                program.set_core_dump(fd)
-            finally:
-                os.close(fd)
-            # What is present is known here; drgn is asked for nothing else.
-            last = (self._frames << self._shift) - 1
-            return ProgramMemory(program, regions=[Segment(0, last, Kind.ZERO)])
-        except KhoError:
-            raise UnreadableError(hint) from None
-        except Exception as error:  # drgn has no common base of its errors
-            reason = notes.printable(str(error).encode())
-            raise UnreadableError(f"{hint} (drgn: {reason})") from None
-
-    def _page(self, pfn: int, part: int, rank: int) -> bytes:
-        """A decoded page. Raises MemoryFault if it is damaged."""
-        try:
-            place, size, flags, _ = self._descriptor(part, rank)
-            known = self._cache.get((part, place))
-            if known is None:
-                known = self._decode(pfn, part, place, size, flags)
-                if len(self._cache) >= self._cache_pages:
-                    del self._cache[next(iter(self._cache))]
-                self._cache[part, place] = known
-            if len(self._recent) >= self._cache_pages:
-                del self._recent[next(iter(self._recent))]
-            self._recent[pfn] = known
-            return known
-        except (compression.PageError, MemoryFault) as error:
-            raise self._fault(pfn, error) from None
-
-    def _fault(self, pfn: int, error: Exception) -> MemoryFault:
-        if len(self.damaged) < 1 << 20:
-            self.damaged[pfn] = str(error)
-        self._regions = None
-        return MemoryFault(pfn << self._shift, PageState.EXCLUDED)
-
-    def _descriptor(self, part: int, rank: int) -> tuple[int, int, int, int]:
-        owner = self._parts[part]
-        at = owner.descriptors_at + rank * DESCRIPTOR.itemsize
-        try:
-            return ONE_DESCRIPTOR.unpack(
-                owner.data.view(at, ONE_DESCRIPTOR.size, "a page descriptor")
-            )
-        except UnreadableError as error:
-            raise compression.PageError(str(error)) from None
-
-    def _stored(self, part: int, place: int, size: int) -> bytes:
-        if size > 2 * self._size:
-            raise compression.PageError(f"a page of {size} bytes")
-        try:
-            return bytes(self._parts[part].data.view(place, size, "a page"))
-        except UnreadableError as error:
-            raise compression.PageError(str(error)) from None
-
-    def _decode(self, pfn: int, part: int, place: int, size: int, flags: int) -> bytes:
-        data = self._stored(part, place, size)
-        flag = flags & compression.COMPRESSED
-        if not flag:
-            if size != self._size:
-                raise compression.PageError(f"a plain page of {size} bytes")
-            return data
-        decode = self._decoder(flag & -flag)
-        if decode is None:
-            assert self._drgn is not None
-            return self._drgn.read(pfn << self._shift, self._size)
-        return decode(data, self._size)
-
-    def _head(self, pfn: int, part: int, rank: int, size: int) -> bytes:
-        """The first ``size`` bytes of a page at least, as cheaply as possible."""
-        try:
-            place, length, flags, _ = self._descriptor(part, rank)
-            if flags & compression.ZLIB and (part, place) not in self._cache:
-                return compression.zlib_head(self._stored(part, place, length), size)
-        except compression.PageError as error:
-            raise self._fault(pfn, error) from None
-        return self._page(pfn, part, rank)
-
     def read(self, pa: int, size: int) -> bytes:
         """``size`` bytes at ``pa``; raises MemoryFault naming the first missing byte."""
         if size <= 0:
@@ -304,7 +191,7 @@ class KdumpMemory(PhysicalMemory):
         at, end = pa, pa + size
         while at < end:
             pfn = at >> self._shift
-            page = self._recent.get(pfn) or self._find_page(pfn, at)
+            page = self._pages.recent.get(pfn) or self._find_page(pfn, at)
             offset = at & self._size - 1
             length = min(self._size - offset, end - at)
             parts.append(page[offset : offset + length])
@@ -316,8 +203,9 @@ class KdumpMemory(PhysicalMemory):
         part, rank = self._locate(pfns)
         if rank[0] < 0 or pfn in self.damaged:
             raise MemoryFault(pa, PageState(int(self._page_states(pfns)[0])))
+        number = int(part[0])
         try:
-            return self._page(pfn, int(part[0]), int(rank[0]))
+            return self._pages.page(pfn, number, self._parts[number].pick(rank)[0])
         except MemoryFault:
             raise MemoryFault(pa, PageState.EXCLUDED) from None
 
@@ -333,30 +221,52 @@ class KdumpMemory(PhysicalMemory):
         parts, ranks = self._locate(pfns)
         offsets = (addresses & np.uint64(self._size - 1)).astype(np.int64)
         inside = offsets <= self._size - size
-        wanted = np.flatnonzero(inside & (ranks >= 0))
-        order = wanted[np.argsort(pfns[wanted], kind="stable")]
-        new = np.flatnonzero(np.diff(pfns[order].astype(np.int64), prepend=-1))
-        for group in np.split(order, new[1:]) if len(order) else ():
-            row = int(group[0])
-            where = int(pfns[row]), int(parts[row]), int(ranks[row])
-            end = int(offsets[group].max()) + size
-            try:
-                page = self._head(*where, end) if end <= HEAD else self._page(*where)
-            except MemoryFault:
-                continue
-            data = np.frombuffer(page, np.uint8)
-            if len(data) < end:
-                continue
-            if len(group) == 1:
-                rows[row] = data[end - size : end]
-            else:
-                rows[group] = np.lib.stride_tricks.sliding_window_view(data, size)[offsets[group]]
+        for number in range(len(self._parts)):
+            wanted = np.flatnonzero(inside & (parts == number))
+            if len(wanted):
+                self._gather_part(number, pfns, ranks, offsets, wanted, rows)
         for row in np.flatnonzero(~inside).tolist():
             try:
                 rows[row] = np.frombuffer(self.read(int(addresses[row]), size), np.uint8)
             except MemoryFault:
                 continue
         return rows
+
+    def _gather_part(
+        self,
+        number: int,
+        pfns: U64Array,
+        ranks: I64Array,
+        offsets: I64Array,
+        wanted: I64Array,
+        rows: U8Array,
+    ) -> None:
+        """Fill the wanted rows, each inside one page of one part, page by page."""
+        size = rows.shape[1]
+        wanted = wanted[np.argsort(ranks[wanted], kind="stable")]
+        heads = np.flatnonzero(np.diff(ranks[wanted], prepend=-1))  # first row of each page
+        ends = np.maximum.reduceat(offsets[wanted], heads) + size
+        descriptors = self._parts[number].pick(ranks[wanted[heads]])
+        frames = pfns[wanted[heads]].tolist()
+        fetched: list[bytes] = []
+        for pfn, descriptor, end in zip(frames, descriptors, ends.tolist(), strict=True):
+            try:
+                if end <= HEAD:
+                    page = self._pages.head(pfn, number, descriptor, end)
+                else:
+                    page = self._pages.page(pfn, number, descriptor)
+            except MemoryFault:
+                page = self._zero
+            fetched.append(page)
+        if len(heads) == len(wanted):  # one row a page
+            parts = [
+                page[end - size : end] for page, end in zip(fetched, ends.tolist(), strict=True)
+            ]
+            rows[wanted] = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, size)
+            return
+        for page, group in zip(fetched, np.split(wanted, heads[1:]), strict=True):
+            windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(page, np.uint8), size)
+            rows[group] = windows[offsets[group]]
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:
         """Decoded pages, joined up to 1 MiB; pages of zeros are skipped."""
@@ -366,16 +276,17 @@ class KdumpMemory(PhysicalMemory):
                 ranks = rank + np.arange(len(pfns))
                 rank += len(pfns)
                 mine = (pfns >= part.start) & (pfns < part.end) & (ranks < part.valid)
-                yield from self._join(number, pfns[mine].tolist(), ranks[mine].tolist())
+                yield from self._join(number, pfns[mine].tolist(), ranks[mine])
 
     def _join(
-        self, part: int, pfns: list[int], ranks: list[int]
+        self, part: int, pfns: list[int], ranks: I64Array
     ) -> Iterator[tuple[int, memoryview]]:
         run: list[bytes] = []
         start = 0
-        for pfn, rank in zip(pfns, ranks, strict=True):
+        descriptors = self._parts[part].pick(ranks)
+        for pfn, descriptor in zip(pfns, descriptors, strict=True):
             try:
-                page = self._page(pfn, part, rank)
+                page = self._pages.page(pfn, part, descriptor)
             except MemoryFault:
                 page = self._zero
             known = page != self._zero

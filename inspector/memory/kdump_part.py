@@ -32,7 +32,6 @@ _UTSNAME_AT, _UTSNAME = 12, ("sysname", "nodename", "release", "version", "machi
 #: start_pfn_64, end_pfn_64, max_mapnr_64.
 _SUB_HEADER = struct.Struct("<QiiQQQQQQQQQQQ")
 DESCRIPTOR = np.dtype([("offset", "<u8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
-ONE_DESCRIPTOR = struct.Struct("<QIIQ")
 
 _MAX_ADDRESS = 1 << 52
 _MAX_NOTES = 16 << 20
@@ -123,10 +122,9 @@ class DumpPart:
     def _check_descriptors(self) -> None:
         """Find the descriptors, and see that the last pages are there."""
         size = self.count * DESCRIPTOR.itemsize
-        if self.descriptors_at + size > self.data.size:
-            raise truncated(
-                self.name, "the page descriptors", self.descriptors_at + size, self.data.size
-            )
+        end = self.descriptors_at + size
+        if end > self.data.size or not self.data.covers(self.descriptors_at, end):
+            raise truncated(self.name, "the page descriptors", end, self.data.size)
         self.valid = self.count
         if self.status & INCOMPLETE:
             for at in range(0, self.count, 4096):
@@ -149,6 +147,18 @@ class DumpPart:
         at = self.descriptors_at + first * DESCRIPTOR.itemsize
         size = (end - first) * DESCRIPTOR.itemsize
         return np.frombuffer(self.data.view(at, size, "the page descriptors"), DESCRIPTOR)
+
+    def pick(self, ranks: I64Array) -> list[tuple[int, int, int]]:
+        """Descriptors (offset, stored size, flags) of ascending ranks, each valid."""
+        if not len(ranks):
+            return []
+        first, end = int(ranks[0]), int(ranks[-1]) + 1
+        if type(self.data) is PlainFile or end - first <= 16 * len(ranks):
+            found = self.descriptors(first, end)[ranks - first]
+        else:  # what lies between would have to be copied out of the records
+            found = np.concatenate([self.descriptors(r, r + 1) for r in ranks.tolist()])
+        columns = (found[name].tolist() for name in ("offset", "size", "flags"))
+        return list(zip(*columns, strict=True))
 
     def ranks(self, pfns: U64Array) -> I64Array:
         """Index of the descriptor of each page frame, -1 where it has none here."""

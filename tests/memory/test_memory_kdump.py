@@ -21,6 +21,7 @@ from inspector import memory
 from inspector.memory import compression
 from inspector.memory.bitmap import PageBitmap, edge_positions, popcount
 from inspector.memory.kdump import KdumpMemory
+from inspector.memory.kdump_pages import KdumpPages
 
 PAGE = 4096
 RNG = random.Random(11)
@@ -370,7 +371,7 @@ def test_scanning_decodes_heads_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pages[77] = b"\xd0\x0d\xfe\xed" + os.urandom(2046) * 2
     with opened(tmp_path, Kdump(pages, range(500)).build()) as image:
         calls = []
-        monkeypatch.setattr(KdumpMemory, "_decode", lambda *args: calls.append(args))
+        monkeypatch.setattr(KdumpPages, "_decode", lambda *args: calls.append(args))
         assert list(memory.find_words(image, 0xEDFE0DD0)) == [77 << 12]
         told: list[int] = []
         assert list(memory.find_words(image, 0xEDFE0DD0, progress=told.append)) == [77 << 12]

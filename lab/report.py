@@ -201,10 +201,11 @@ def _file_errors(report: Report) -> list[str]:
 
 
 def _lost(report: Report, expected: Expectation) -> list[str]:
+    made = {session.hex() for session in expected.sessions}
     found = [
         f"session {bytes.fromhex(s['name'])!r}: {os.strerror(s['errno'])}"
         for s in report.sessions
-        if s["event"] == "retrieve" and s["errno"]
+        if s["event"] == "retrieve" and s["errno"] and s["name"] in made
     ]
     found += [
         f"reserve_mem {r['name']} was not revived" for r in report.regions if not r["revived"]

@@ -245,4 +245,4 @@ class MappedMemory(PhysicalMemory):
         base, room, _ = self._current
         if size > 0 and 0 <= pa - base <= room - size:
             return PageState.PRESENT
-        return super().state(pa, size)
+        return self._table.state(pa, size)

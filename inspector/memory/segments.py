@@ -145,6 +145,19 @@ class SegmentTable:
             states[crossing[closed]] = PageState.EXCLUDED
         return states
 
+    def state(self, pa: int, size: int = 1) -> PageState:
+        """The scalar form of :meth:`states`."""
+        lowest = PageState.PRESENT
+        at, end = pa, pa + size
+        while at < end:
+            index = self.find(at)
+            if index < 0:
+                return PageState.OUTSIDE
+            if self.kind[index] == Kind.EXCLUDED:
+                lowest = PageState.EXCLUDED
+            at = int(self.last[index]) + 1
+        return lowest
+
     def first_missing(self, pa: int, size: int) -> tuple[int, PageState] | None:
         """First byte of ``[pa, pa + size)`` that is not present, and its state."""
         at, end = pa, pa + size

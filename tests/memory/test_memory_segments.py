@@ -73,6 +73,7 @@ def test_states_are_the_lowest_of_the_range(segments: list[Segment], size: int) 
     for at in range(90):
         found = [min(want[i][0], 2) if i in want else 0 for i in range(at, at + size)]
         assert got[at] == min(found, default=2), at
+        assert table.state(at, size) == got[at]
         missing = table.first_missing(at, size)
         assert (missing is None) == (min(found, default=2) == 2)
         if missing is not None:

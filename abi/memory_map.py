@@ -131,6 +131,33 @@ class RadixGeometry:
         shifted[bad] = 0
         return shifted, np.where(bad, 255, orders).astype(np.uint8)
 
+    def decode_runs(self, low: U64, high: U64) -> tuple[U64, U64, U8]:
+        """Runs of keys [low, high) as (first address, number of blocks, order) columns.
+
+        The runs ascend and do not overlap. A run that goes on into the keys of the next
+        smaller order is cut there. Keys that :meth:`decode` would refuse get order 255 and
+        address 0.
+        """
+        top = int(low[0]).bit_length() - 1 if len(low) else -1
+        if 0 <= top < self.key_width and int(high[-1]) <= 2 << top:  # one order: the usual case
+            orders = np.full(len(low), 64 - self.page_shift - top, np.uint8)
+            return low << np.uint64(64 - top), high - low, orders
+        edges = _ONE << np.arange(self.key_width + 1, dtype=np.uint64)
+        before = np.searchsorted(low, edges) - 1
+        crossing = (before >= 0) & (high[np.maximum(before, 0)] > edges) if len(low) else edges < 0
+        if crossing.any():
+            before, cuts = before[crossing], edges[crossing]
+            low, high = np.insert(low, before + 1, cuts), np.insert(high, before, cuts)
+        starts, orders = np.zeros(len(low), np.uint64), np.full(len(low), 255, np.uint8)
+        bounds = np.searchsorted(low, edges).tolist()
+        for top in range(self.key_width):
+            part = slice(bounds[top], bounds[top + 1])
+            if part.start < part.stop:
+                # The marker bit falls off; shifting by 64 gives 0 in numpy.
+                np.left_shift(low[part], np.uint64(64 - top), out=starts[part])
+                orders[part] = 64 - self.page_shift - top
+        return starts, high - low, orders
+
     @overload
     def index(self, key: int, level: int) -> int: ...
     @overload
@@ -263,7 +290,7 @@ def bitmap_runs(words: U64, carry: bool = False) -> tuple[I64, I64]:
         if len(edges) > 1 and edges[1] == 0:
             edges = edges[2:]  # the run from before ended just there
     if len(edges) & 1:
-        edges = np.append(edges, len(words) * 64)
+        return edges[0::2], np.append(edges[1::2], len(words) * 64)
     return edges[0::2], edges[1::2]
 
 
@@ -304,15 +331,14 @@ def _edges_of_few(words: U64, changed: npt.NDArray[np.bool_], changes: int, carr
     np.add(np.flatnonzero(changed), 1, out=heads[1:])
     values = words[heads]
     mixed = values + _ONE > _ONE  # neither all zeros nor all ones
-    if mixed.any():
+    inside = heads[mixed]
+    if len(inside) and not changed[inside[inside < len(changed)]].all():
         # Equal words with edges inside: each of them counts.
         lengths = np.diff(heads, append=len(words))
         repeats = np.where(mixed, lengths, 1)
-        total = int(repeats.sum())
-        if total > len(heads):
-            within = np.arange(total) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-            heads = np.repeat(heads, repeats) + within
-            values = words[heads]
+        within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        heads = np.repeat(heads, repeats) + within
+        values = words[heads]
     before = np.empty_like(values)
     before[0] = carry
     before[1:] = words[heads[1:] - 1] >> _TOP

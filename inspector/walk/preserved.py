@@ -26,6 +26,7 @@ BATCH = 128
 #: Blocks made at a time when runs are expanded.
 EXPAND = 1 << 18
 _MAX_ORDER = 51
+_ONE = np.uint64(1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class PreservedMap:
     @cached_property
     def run_sizes(self) -> U64Array:
         """Bytes of each run."""
-        return (self.counts * np.uint64(self.page_size)) << self.orders.astype(np.uint64)
+        shift = np.uint8(self.page_size.bit_length() - 1)
+        if len(self.orders) and (self.orders == self.orders[0]).all():
+            return self.counts << np.uint64(self.orders[0] + shift)
+        return self.counts << (self.orders + shift).astype(np.uint64)
 
     @cached_property
     def ends(self) -> U64Array:
@@ -182,6 +186,37 @@ class _Collector:
             self.missing += 1
             self.survey.hole(int(pa), PATH, PageState(int(state)))
         return np.asarray(good & ~lacking)
+
+    def add_keys(self, geometry: RadixGeometry, low: U64Array, high: U64Array) -> None:
+        """Add the blocks of ascending runs of keys; what goes on from the last run extends it."""
+        starts, counts, orders = geometry.decode_runs(low, high)
+        if len(orders) and orders[0] > _MAX_ORDER - geometry.page_shift:
+            # Orders fall: the impossible ones come first.
+            wrong = int(np.count_nonzero(orders > _MAX_ORDER - geometry.page_shift))
+            for key in low[: min(wrong, 16)]:
+                self.problem("KHO-MAP-006", f"key {int(key):#x} gives an impossible order", 0)
+            starts, counts, orders = starts[wrong:], counts[wrong:], orders[wrong:]
+        # Of each order the last run reaches farthest.
+        last = np.append(np.flatnonzero(orders[1:] != orders[:-1]), len(orders) - 1)
+        if len(orders) and _far(geometry, starts[last], counts[last], orders[last]).any():
+            far = _far(geometry, starts, counts, orders)
+            for pa in starts[far][:16]:
+                self.problem(
+                    "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
+                )
+            starts, counts, orders = starts[~far], counts[~far], orders[~far]
+        if not len(starts):
+            return
+        if self.starts and self.orders[-1][-1] == orders[0]:
+            step = geometry.page_size << int(orders[0])
+            if int(self.starts[-1][-1]) + int(self.counts[-1][-1]) * step == int(starts[0]):
+                self.counts[-1][-1] += counts[0]
+                starts, counts, orders = starts[1:], counts[1:], orders[1:]
+                if not len(starts):
+                    return
+        self.starts.append(starts)
+        self.counts.append(counts)
+        self.orders.append(orders)
 
     def result(self) -> PreservedMap:
         page = self.survey.page_size
@@ -316,93 +351,61 @@ def _leaves(
     collector: _Collector, geometry: RadixGeometry, leaves: U64Array, prefixes: U64Array
 ) -> None:
     page = collector.survey.page_size
-    # Marker bits must not lie inside a batch's run: walk leaves in key order.
     rank = np.argsort(prefixes, kind="stable")
     leaves, prefixes = leaves[rank], prefixes[rank]
     buffer = np.empty((BATCH, page), np.uint8)
-    lows: list[U64Array] = []
-    highs: list[U64Array] = []
-    bits = page * 8
-    for at in range(0, len(leaves), BATCH):
-        rows = collector.survey.memory.gather(leaves[at : at + BATCH], page, buffer)
-        starts, ends = bitmap_runs(rows.reshape(-1).view("<u8"))
-        starts, ends = _cut(starts, ends, bits)
-        row = starts // bits
-        base = prefixes[at + row]
-        lows.append(base + (starts - row * bits).astype(np.uint64))
-        highs.append(base + (ends - row * bits).astype(np.uint64))
-    low, high = _merge(np.concatenate(lows), np.concatenate(highs))
-    _add_keys(collector, geometry, *_split_orders(low, high))
+    at, batch = 0, BATCH
+    while at < len(leaves):
+        end = at + batch
+        rows = collector.survey.memory.gather(leaves[at:end], page, buffer)
+        low, high = _key_runs(rows, prefixes[at:end])
+        collector.add_keys(geometry, low, high)
+        # Where bits change all the time, what is made of fewer pages stays in the cache.
+        batch = BATCH // 8 if len(low) > rows.size // 8 else BATCH
+        at = end
+
+
+def _key_runs(rows: U8Array, prefixes: U64Array) -> tuple[U64Array, U64Array]:
+    """Runs of keys [low, high) in leaves of ascending prefixes."""
+    bits = rows.shape[1] * 8
+    starts, ends = bitmap_runs(rows.reshape(-1).view("<u8"))
+    if int(prefixes[-1] - prefixes[0]) == (len(prefixes) - 1) * bits:
+        return starts.view(np.uint64) + prefixes[0], ends.view(np.uint64) + prefixes[0]
+    starts, ends = _cut(starts, ends, bits)
+    base = prefixes - np.arange(len(prefixes), dtype=np.uint64) * np.uint64(bits)
+    base = base[starts >> (bits.bit_length() - 1)]
+    return _merge(starts.view(np.uint64) + base, ends.view(np.uint64) + base)
+
+
+def _far(
+    geometry: RadixGeometry, starts: U64Array, counts: U64Array, orders: U8Array
+) -> npt.NDArray[np.bool_]:
+    """Which runs reach beyond any physical address."""
+    reach = (counts - _ONE) << (orders + np.uint8(geometry.page_shift)).astype(np.uint64)
+    far: npt.NDArray[np.bool_] = (starts | (starts + reach)) >> np.uint64(PHYSICAL_BITS) != 0
+    return far
 
 
 def _cut(
     starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], bits: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut runs of bit numbers at multiples of ``bits``."""
-    pieces = (ends - 1) // bits - starts // bits + 1
+    """Cut runs of bit numbers at multiples of ``bits``, a power of two."""
+    shift = bits.bit_length() - 1
+    pieces = ((ends - 1) >> shift) - (starts >> shift) + 1
     if (pieces == 1).all():
         return starts, ends
     which = np.repeat(np.arange(len(starts)), pieces)
     nth = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    edge = (starts[which] // bits + nth) * bits
+    edge = ((starts[which] >> shift) + nth) << shift
     return np.maximum(starts[which], edge), np.minimum(ends[which], edge + bits)
 
 
 def _merge(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
-    """Join runs of keys that touch."""
-    if len(low) == 0:
+    """Join runs that touch."""
+    touching = low[1:] == high[:-1]
+    if not touching.any():
         return low, high
-    fresh = np.concatenate(([True], low[1:] != high[:-1]))
-    first = np.flatnonzero(fresh)
-    return low[first], high[np.append(first[1:] - 1, len(low) - 1)]
-
-
-def _split_orders(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
-    """Cut runs of keys at powers of two, where the order changes."""
-    top = _top_bit(low)
-    while True:
-        edge = np.uint64(1) << (top.astype(np.uint64) + np.uint64(1))
-        crossing = (high > edge) & (edge != 0)
-        if not crossing.any():
-            return low, high
-        low = np.concatenate((low, edge[crossing]))
-        high = np.concatenate((np.where(crossing, edge, high), high[crossing]))
-        top = np.concatenate((top, top[crossing] + 1))
-
-
-def _top_bit(values: U64Array) -> npt.NDArray[np.int64]:
-    """Index of the highest set bit; 0 for 0."""
-    top = np.zeros(len(values), np.int64)
-    rest = values.copy()
-    for step in (32, 16, 8, 4, 2, 1):
-        high = rest >> np.uint64(step)
-        big = high != 0
-        top[big] += step
-        rest = np.where(big, high, rest)
-    return top
-
-
-def _add_keys(
-    collector: _Collector, geometry: RadixGeometry, low: U64Array, high: U64Array
-) -> None:
-    shift = geometry.page_shift
-    orders = (64 - shift) - _top_bit(low)
-    bad = (low == 0) | (orders < 0) | (orders > _MAX_ORDER - shift)
-    for key in low[bad][:16]:
-        collector.problem("KHO-MAP-006", f"key {int(key):#x} gives an impossible order", 0)
-    low, high, orders = low[~bad], high[~bad], orders[~bad]
-    step = (orders + shift).astype(np.uint64)
-    starts = low << step
-    far = (starts >> np.uint64(PHYSICAL_BITS) != 0) | (
-        (high - np.uint64(1)) << step >> np.uint64(PHYSICAL_BITS) != 0
-    )
-    for pa in starts[far][:16]:
-        collector.problem(
-            "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
-        )
-    collector.starts.append(starts[~far])
-    collector.counts.append((high - low)[~far])
-    collector.orders.append(orders[~far].astype(np.uint8))
+    return low[np.append(True, ~touching)], high[np.append(~touching, True)]
 
 
 # -- chunks of bitmaps ------------------------------------------------------------------------

@@ -119,6 +119,36 @@ def test_decode_refuses_what_is_no_key(page_size: int, keys: list[int]) -> None:
                 shape.decode(key)
 
 
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@given(
+    near=st.lists(st.tuples(st.integers(0, 66), st.integers(-3, 3)), max_size=12),
+    far=st.lists(st.integers(0, (1 << 64) - 1), max_size=6),
+)
+def test_runs_of_keys(page_size: int, near: list[tuple[int, int]], far: list[int]) -> None:
+    """A run gives what its keys give one by one; runs are drawn to lie around marker bits."""
+    shape = RadixGeometry(page_size)
+    ends = {(1 << bit) + by for bit, by in near} | set(far)
+    borders = sorted(b for b in ends if 0 <= b < 1 << 64)
+    borders = borders[: len(borders) // 2 * 2]
+    runs = list(zip(borders[0::2], borders[1::2], strict=True))
+    starts, counts, orders = shape.decode_runs(
+        u64([low for low, _ in runs]), u64([high for _, high in runs])
+    )
+    pieces = []
+    for low, high in runs:
+        inside = [1 << bit for bit in range(shape.key_width + 1) if low < 1 << bit < high]
+        pieces += list(pairwise([low, *inside, high]))
+    assert counts.tolist() == [high - low for low, high in pieces]
+    addresses, expected = shape.decode_keys(u64([low for low, _ in pieces]))
+    assert starts.tolist() == addresses.tolist()
+    assert orders.tolist() == expected.tolist()
+    last, same = shape.decode_keys(u64([high - 1 for _, high in pieces]))
+    assert orders.tolist() == same.tolist()
+    for i, order in enumerate(orders.tolist()):
+        if order != 255:
+            assert int(last[i]) == int(starts[i]) + (int(counts[i]) - 1) * (page_size << order)
+
+
 @pytest.mark.parametrize("interim", [False, True])
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @given(data=st.data())

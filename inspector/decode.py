@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -89,27 +89,30 @@ def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
 
 
 def _promise(opened: PhysicalMemory, root: Root) -> int:
-    """How much a root offers: sessions first, an intact map next, a hand-over record last."""
-    promise = 2 if root.candidate.handovers else 0
+    """How much a root offers.
+
+    Sessions come first, with a map that still fits; then a hand-over record, which the
+    empty root that a booted kernel prepares for its successor has not.
+    """
     trial = root.verdict.trial
-    if trial is not None and trial.candidate.fits:
-        promise += 3
-    node = root.tree.root.child(b"LUO")
-    value = node.get(b"preserved-data") or node.get(b"fdt") if node is not None else None
-    if value is not None and len(value) == 8:
-        try:
-            blob = opened.read(fdt.native_u64(value), 512)
-        except MemoryFault:
-            return promise
-        verdict = detect.detect_luo(blob, None, root.verdict.page_size)
-        generation = cast("LuoGeneration | None", verdict.generation)
-        if generation is not None and generation.root == "struct":
-            layout = generation.layouts["luo_ser"]
-            values = cast("Any", layout).unpack(blob)
-            promise += 4 if values["sessions_pa"] else 0
-        elif blob[:4] == fdt.MAGIC_BYTES:
-            promise += 4
+    fits = trial is not None and trial.candidate.fits
+    promise = (4 if root.candidate.handovers else 0) + fits
+    if _has_sessions(opened, root):
+        promise += 8 + 5 * fits
     return promise
+
+
+def _has_sessions(opened: PhysicalMemory, root: Root) -> bool:
+    survey = Survey(opened, root.verdict.page_size)
+    for blob in clients.walk_blobs(survey, root.generation, root.tree.root):
+        raw = clients.read_client(survey, blob) if blob.name == b"LUO" else None
+        if raw is None:
+            continue
+        verdict = detect.detect_luo(raw, root.generation, root.verdict.page_size)
+        generation = cast("LuoGeneration | None", verdict.generation)
+        if generation is not None:
+            return bool(walk_luo(survey, generation, blob.address, raw).sessions)
+    return False
 
 
 def _handover(image: Image) -> None:

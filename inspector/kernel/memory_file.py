@@ -1,0 +1,190 @@
+"""Memory files in the kernel that takes over: retrieve and finish."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from abi.memfd import (
+    MEMFD_LUO_ALL_SEALS,
+    MEMFD_LUO_FEATURE_FOLIOS,
+    MEMFD_LUO_FEATURE_SEALS,
+)
+from abi.schema import Struct, resolve
+from inspector.findings import Outcome
+from inspector.kernel.boot import Booting
+from inspector.kernel.errno import KernelErrno
+from inspector.kernel.frames import frames_of
+from inspector.kernel.incoming import FileEntry, protected
+from inspector.kernel.pages import Area, free_area, release, restore_vmalloc, take_folios
+from inspector.kernel.restore import I8Array
+from inspector.kernel.view import PageFault, View
+from inspector.memory.base import U64Array
+
+_PFN = np.uint64((1 << 52) - 1)
+_PIECE = 1 << 20
+_KNOWN_FEATURES = MEMFD_LUO_FEATURE_SEALS | MEMFD_LUO_FEATURE_FOLIOS
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredMemfd:
+    """A memory file after retrieve.
+
+    ``frames`` are the first frames of its folios, ``orders`` their orders, ``index`` where they
+    are in the file, in pages. ``seals`` are 0 where the format carries none
+    (``seals_known`` False).
+    """
+
+    path: str
+    token: int
+    size: int
+    pos: int
+    seals: int
+    seals_known: bool
+    frames: U64Array
+    orders: I8Array
+    index: U64Array
+    view: View
+
+    @property
+    def complete(self) -> bool:
+        """Whether the image holds the whole content."""
+        return not any(piece is None for _, _, piece in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[int, int, bytes | None]]:
+        """(offset, size, data) from 0 to the size; data None where the image lacks it."""
+        page, shift = self.view.page_size, self.view.page_shift
+        at = 0
+        for i in np.argsort(self.index, kind="stable").tolist():
+            start = int(self.index[i]) << shift
+            if start >= self.size:
+                break
+            yield from _zeros(at, start)
+            end = min(start + (page << int(self.orders[i])), self.size)
+            base = int(self.frames[i]) << shift
+            for offset in range(start, end, _PIECE):
+                size = min(_PIECE, end - offset)
+                pa = base + offset - start
+                data = self.view.read(pa, size) if self.view.present(pa, size) else None
+                yield offset, size, data
+            at = end
+        yield from _zeros(at, self.size)
+
+    def read(self) -> bytes:
+        """The content. Raises KernelErrno (EIO) where the image lacks it."""
+        parts = []
+        for offset, _, data in self.pieces():
+            if data is None:
+                raise KernelErrno("EIO", f"content at {offset:#x} is not in the image")
+            parts.append(data)
+        return b"".join(parts)
+
+    def sha256(self) -> str | None:
+        """Digest of the content, None if the image lacks part of it."""
+        digest = hashlib.sha256()
+        for _, _, data in self.pieces():
+            if data is None:
+                return None
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
+    for at in range(start, end, _PIECE):
+        size = min(_PIECE, end - at)
+        yield at, size, bytes(size)
+
+
+def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
+    """Build the file again. Raises KernelErrno, Absent, PageFault."""
+    layout = resolve(boot.kernel["memfd"].layouts["memfd_luo_ser"], boot.view.page_size)
+    values = layout.unpack(boot.view.read(entry.data, layout.size))
+    protected(boot, entry.path, "struct memfd_luo_ser", entry.data, layout.size)
+    seals = _seals(layout, values)
+    count = values["nr_folios"]
+    frames = index = np.empty(0, np.uint64)
+    orders = np.empty(0, np.int8)
+    if count:
+        area = restore_vmalloc(boot, layout.nested(values, "folios"))
+        frames, index = _entries(boot, area, count)
+        free_area(boot, area)
+        orders = take_folios(boot, frames)
+        _check(boot, entry, frames, orders, index)
+    release(boot, entry.data)
+    known = "seals" in values or "word" in values
+    return RestoredMemfd(
+        entry.path, entry.token, values["size"], values["pos"], seals, known, frames, orders, index,
+        boot.view,
+    )  # fmt: skip
+
+
+def _seals(layout: Struct, values: dict[str, int]) -> int:
+    if "supp" in values or "features.supp" in values:
+        header = layout.nested(values, "features")
+        unknown = (header["req"] | header["active"]) & ~_KNOWN_FEATURES
+        if unknown:
+            raise KernelErrno("EOPNOTSUPP", f"features {unknown:#x} are not supported")
+    seals = values.get("seals", 0)
+    if seals & ~MEMFD_LUO_ALL_SEALS:
+        raise KernelErrno("EOPNOTSUPP", f"unknown seals {seals:#x}")
+    if values.get("flags", 0) and "seals" in values:
+        raise KernelErrno("EOPNOTSUPP", f"flags {values['flags']:#x} are not 0")
+    return seals
+
+
+def _entries(boot: Booting, area: Area, count: int) -> tuple[U64Array, U64Array]:
+    """First frames and indices of the folios; holes are skipped."""
+    if count * 16 > area.size:
+        raise PageFault(int(area.frames[-1]) << boot.view.page_shift)
+    words = area.words(boot.view, 2 * count)
+    frames, index = words[0::2] & _PFN, words[1::2]
+    used = frames != 0
+    return (frames, index) if used.all() else (frames[used], index[used])
+
+
+def _check(
+    boot: Booting, entry: FileEntry, frames: U64Array, orders: I8Array, index: U64Array
+) -> None:
+    """What stops the kernel folio by folio; the rest is discarded, that is, freed."""
+    bad = np.flatnonzero(orders < 0)
+    first = int(bad[0]) if len(bad) else len(frames)
+    span = np.uint64(1) << np.maximum(orders, 0).astype(np.uint64)
+    if len(index) > 1 and not (index[1:] >= index[:-1] + span[:-1]).all():
+        twice = _overlap(index[:first], span[:first])
+        if twice is not None:
+            _discard(boot, frames, orders)
+            raise KernelErrno("EEXIST", f"two folios at index {int(index[twice]):#x}")
+    if len(bad):
+        _discard(boot, frames, orders)
+        pa = int(frames[first]) << boot.view.page_shift
+        raise KernelErrno("EIO", f"folio {pa:#x} (index {int(index[first]):#x}) is not preserved")
+
+
+def _overlap(index: U64Array, span: U64Array) -> int | None:
+    rank = np.argsort(index, kind="stable")
+    low, high = index[rank], index[rank] + span[rank]
+    clash = np.flatnonzero(high[:-1] > low[1:])
+    return int(rank[clash[0] + 1]) if len(clash) else None
+
+
+def _discard(boot: Booting, frames: U64Array, orders: I8Array) -> None:
+    for order in np.unique(orders[orders >= 0]).tolist():
+        boot.freed.add(np.unique(frames_of(frames[orders == order], order)))
+
+
+def finish(boot: Booting, entry: FileEntry) -> None:
+    """Finish a file. One that nobody retrieved is thrown away: its memory is freed."""
+    if entry.file is not None or entry.error is not None:
+        return
+    try:
+        found = retrieve(boot, entry)
+    except KernelErrno as error:
+        boot.reasons.add(
+            Outcome.FILE_ERROR, f"discarding the file fails: {error}", path=entry.path,
+            address=entry.data, errno=error.name,
+        )  # fmt: skip
+        return
+    _discard(boot, found.frames, found.orders)

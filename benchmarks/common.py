@@ -118,14 +118,15 @@ def compare(
     equal: Callable[[object, object], bool] | None = None,
     limit: float | None = None,
     rounds: int = ROUNDS,
-    cpu: bool = False,
+    cpu: bool = True,
     note: str = "",
 ) -> Result:
     """Run both in turn and compare the medians.
 
     The first run of each is a warm-up, whose results are compared with ``equal`` (default
-    ``==``); AssertionError if they differ. ``cpu`` measures CPU time in place of
-    wall-clock time.
+    ``==``); AssertionError if they differ. CPU time is measured, so that what else the
+    machine does matters less; without ``cpu``, wall-clock time (for contestants that
+    start threads or processes).
     """
     first, second = contestant(), baseline()
     same = equal(first, second) if equal else first == second

@@ -217,6 +217,8 @@ def _page_sizes(
         hints.setdefault(memory.page_size, []).append("the dump's header says so")
     if memory.machine == "x86_64":
         return [0x1000], {0x1000: ["x86-64 has no other"]}
+    if any(handover.parent is not None for handover in candidate.handovers):
+        return [0x1000], {0x1000: ["boot_params lead to it: x86-64 has no other"]}
     for handover in candidate.handovers:
         if handover.fdt_size in PAGE_SIZES:
             hints.setdefault(handover.fdt_size, []).append(

@@ -127,7 +127,13 @@ class MappedMemory(PhysicalMemory):
 
     def states(self, addresses: U64Array, size: int = 1) -> U8Array:
         """State of ``size`` bytes at each address, as PageState values."""
-        return self._table.states(np.asarray(addresses, np.uint64), size)
+        addresses = np.asarray(addresses, np.uint64)
+        base, room, _ = self._current
+        if len(addresses) > 1 and size > 0:
+            low, high = int(addresses.min()), int(addresses.max())
+            if low >= base and high - base <= room - size:
+                return np.full(len(addresses), PageState.PRESENT, np.uint8)
+        return self._table.states(addresses, size)
 
     def gather(self, addresses: U64Array, size: int, out: U8Array | None = None) -> U8Array:
         """Read ``size`` bytes at each address into an ``(n, size)`` array."""

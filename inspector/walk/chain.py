@@ -6,6 +6,7 @@ alignment, cycles and sharing, and stops at a limit, whatever memory contains.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,20 +44,25 @@ def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) 
         if not at:
             break
         if not survey.pointer(at, path, what) or not survey.enter(at, path, what):
-            return Chain(np.array(pages, np.uint64), False)
+            return Chain(_column(pages), False)
         if len(pages) >= limit:
             survey.findings.error(
                 "KHO-LST-004", f"{what} list is longer than {limit}", path=path, address=at
             )
-            return Chain(np.array(pages, np.uint64), False)
+            return Chain(_column(pages), False)
         try:
             raw = read(at, 8)
         except MemoryFault as fault:
             survey.hole(fault.address, path, fault.state)
-            return Chain(np.array(pages, np.uint64), False)
+            return Chain(_column(pages), False)
         pages.append(at)
         at = int.from_bytes(raw, "little")
-    return Chain(np.array(pages, np.uint64), True)
+    return Chain(_column(pages), True)
+
+
+def _column(pages: list[int]) -> U64Array:
+    # Faster than np.array, which looks at each number first.
+    return np.frombuffer(array("Q", pages), np.uint64) if pages else _EMPTY
 
 
 def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) -> int:
@@ -81,10 +87,10 @@ def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) ->
             at = words[at - start >> 3]
         if not fresh:
             break
-        met = set(fresh)
+        met = dict.fromkeys(fresh, path)
         if len(met) < len(fresh) or not nodes.keys().isdisjoint(met):
             return first
-        nodes.update(dict.fromkeys(fresh, path))
+        nodes.update(met)
         pages += fresh
     return at
 

@@ -102,7 +102,10 @@ def walk_paged_array(
     body = survey.memory.gather(pages + np.uint64(_HEADER), full)
     raw = _joined(body, used, capacity, struct.size)
     addresses = _addresses(pages, used, capacity, struct.size)
-    spoken_of = int(counts.sum(dtype=object)) if total is None else total
+    spoken_of = total
+    if spoken_of is None:
+        sane = bool((counts <= capacity).all())
+        spoken_of = int(counts.sum(dtype=None if sane else object))
     _report(survey, path, what, pages, counts, there, capacity, total)
     if len(pages):
         survey.place(page, pages, path)

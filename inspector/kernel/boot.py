@@ -368,6 +368,8 @@ def _in_scratch(boot: Booting) -> None:
     assert boot.preserved is not None
     lows, highs = boot.preserved.intervals()
     for start, size in boot.scratch:
+        if not size:
+            continue
         for i in np.flatnonzero((lows < start + size) & (highs > start))[:4].tolist():
             at = max(int(lows[i]), start)
             boot.reasons.add(

@@ -104,8 +104,8 @@ class Consumer:
 
     @property
     def reasons(self) -> list[Reason]:
-        """What decides the outcome."""
-        return self.state.reasons.items
+        """What decides the outcome, the worst first."""
+        return self.state.reasons.ranked
 
     @property
     def findings(self) -> list[Finding]:

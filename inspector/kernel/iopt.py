@@ -79,13 +79,15 @@ class PageTable:
             return held[1]
         key = (level, number)
         parent = self._table(level + 1, number >> self._t if level + 1 < self.top_level else 0)
-        pa = self.machine.alloc_page()
-        words = np.zeros(self._entries, np.uint64)
-        self._tables[key] = (pa, words)
         if level + 1 == self.top_level:
             slot, parent_key = number, (level + 1, 0)
         else:
             slot, parent_key = number & (self._entries - 1), (level + 1, number >> self._t)
+        if parent[slot]:
+            raise KernelErrno("EEXIST", "a larger leaf is mapped there already")
+        pa = self.machine.alloc_page()
+        words = np.zeros(self._entries, np.uint64)
+        self._tables[key] = (pa, words)
         parent[slot] = self.format.encode_table(level + 1, pa)[0]
         self._dirty |= {key, parent_key}
         return words
@@ -129,13 +131,35 @@ class PageTable:
                 rest = end - iova - edge
                 if edge and rest >= 1 << self._shift[bigger]:
                     count = min(count, edge >> self._shift[level])
-            if words[slot : slot + count].any():
-                raise KernelErrno("EEXIST", f"{iova:#x} is mapped already")
+            for used in (slot + np.flatnonzero(words[slot : slot + count])).tolist():
+                child = (level - 1, (iova >> self._shift[level]) + used - slot)
+                if not level or not self._is_empty(child):
+                    raise KernelErrno("EEXIST", f"{iova:#x} or after is mapped already")
+                self._free_below(child)
             own = np.uint64(pa) + np.arange(count, dtype=np.uint64) * np.uint64(step)
             words[slot : slot + count] = self._leaf(level, own, permissions)
             self._dirty.add(key)
             iova, pa = iova + count * step, pa + count * step
         self.pages_mapped += size >> self._shift[0]
+
+    def _children(self, key: tuple[int, int]) -> list[tuple[int, int]]:
+        level, number = key
+        used = np.flatnonzero(self._tables[key][1]).tolist()
+        return [(level - 1, (number << self._t) + slot) for slot in used]
+
+    def _is_empty(self, key: tuple[int, int]) -> bool:
+        """Whether a table that exists maps nothing."""
+        if key not in self._tables:
+            return False
+        return all(key[0] and self._is_empty(child) for child in self._children(key))
+
+    def _free_below(self, key: tuple[int, int]) -> None:
+        """Free an empty table and those below it."""
+        for child in self._children(key):
+            self._free_below(child)
+        pa, _ = self._tables.pop(key)
+        self._dirty.discard(key)
+        self.machine.free_page(pa)
 
     def _largest(self, iova: int, pa: int, size: int) -> int:
         best = 0

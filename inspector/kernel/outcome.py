@@ -86,6 +86,11 @@ class Reasons:
         return reason
 
     @property
+    def ranked(self) -> list[Reason]:
+        """The reasons, those that name the outcome first."""
+        return sorted(self.items, key=lambda reason: PRECEDENCE.index(reason.outcome))
+
+    @property
     def outcome(self) -> Outcome:
         """What the reasons add up to."""
         return worst(self._count)

@@ -186,6 +186,10 @@ def profile(name: str) -> KernelProfile:
                 chosen[series_layer] = _find(series_layer, census)
         else:
             raise UsageError(f"no series {addition!r}{_near(addition, SERIES)}")
+    luo = chosen.get("luo")
+    if luo is not None and not getattr(luo, "flb", True) and {"iommu", "pci"} & set(chosen):
+        # A series that keeps global data brings LUO's support for it along.
+        chosen["luo"] = _find("luo", "luo-v1-flb")
     canonical = "+".join([f"linux-{release}", *additions])
     return KernelProfile(canonical, release, MappingProxyType(chosen))
 

@@ -109,6 +109,9 @@ def _files(decoded: Any, record: dict[str, Any]) -> Iterator[str]:
     }
     states = {(name.split(b"\0")[0], token): file for (name, token), file in states.items()}
     got = {(f.session, f.token): f for f in expected.files}
+    all_sessions = decoded.luo.sessions if decoded.luo else ()
+    cut = {s.name.split(b"\0")[0] for s in all_sessions if not s.complete}
+    cut = cut if decoded.survey.holes else set()
     for want in record["files"]:
         key = (want["session"].encode(), int(want["token"], 0))
         file, raw = got.pop(key, None), states.get(key)
@@ -116,6 +119,8 @@ def _files(decoded: Any, record: dict[str, Any]) -> Iterator[str]:
         where = f"file {want['token']} of {want['session']!r}"
         if state is None and raw is not None and _left_out(decoded, raw.data):
             continue  # its page is not in the image
+        if raw is None and want["session"].encode() in cut:
+            continue  # nor is the list that names it
         if file is None or state is None or file.size is None:
             yield f"{where} is missing or did not decode"
             continue

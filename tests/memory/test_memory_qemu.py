@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -77,10 +78,16 @@ class Guest:
                         stream.write(capture.read(region.start, region.size))
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.stream.flush()
+        try:
+            self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.stream.flush()
+        except OSError:
+            pytest.skip("QEMU is gone")
         while True:
-            answer = json.loads(self.stream.readline())
+            line = self.stream.readline()
+            if not line:
+                pytest.skip("QEMU is gone")
+            answer = json.loads(line)
             if "error" in answer:
                 raise RuntimeError(answer["error"]["desc"])
             if "return" in answer:
@@ -88,7 +95,8 @@ class Guest:
 
     def close(self) -> None:
         if hasattr(self, "stream"):
-            self.stream.close()
+            with contextlib.suppress(OSError):
+                self.stream.close()
         self.socket.close()
         self.process.kill()
         self.process.communicate()

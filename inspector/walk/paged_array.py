@@ -19,13 +19,14 @@ import numpy.typing as npt
 from abi.schema import Struct
 from inspector.memory.base import PageState, U8Array, U64Array
 from inspector.survey import Survey
-from inspector.walk.chain import follow
+from inspector.walk.chain import Chain, follow
 
 #: Pages gathered at a time.
 BATCH = 2048
 #: Bytes of pages that one chain may have: millions of objects.
 MAX_BYTES = 256 << 20
 _HEADER = 16
+_NO_PAGES = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +83,21 @@ def walk_paged_array(
     ``KHO-LST-006`` (a page before the last is not full), ``KHO-LST-008`` (fewer pages than
     the global count needs) and ``KHO-LST-009`` (more pages than it needs).
     """
+    limit = MAX_BYTES // survey.page_size
+    chain = follow(survey, first, path, what, limit=limit) if first else Chain(_NO_PAGES, True)
+    return gather_objects(survey, chain, page, path, what, total)
+
+
+def gather_objects(
+    survey: Survey, chain: Chain, page: Struct, path: str, what: str, total: int | None = None
+) -> PagedArray:
+    """The objects on the pages of a chain: see :func:`walk_paged_array`."""
     assert page.tail is not None
     struct = page.tail[1]
     assert isinstance(struct, Struct)
     assert page.size == _HEADER
     capacity = page.capacity(survey.page_size)
-    limit = MAX_BYTES // survey.page_size
-    chain = follow(survey, first, path, what, limit=limit) if first else None
-    pages = chain.pages if chain else np.empty(0, np.uint64)
+    pages = chain.pages
     states = survey.memory.states(pages, survey.page_size)
     there = states == PageState.PRESENT
     if not there.all():
@@ -98,8 +106,7 @@ def walk_paged_array(
     heads = survey.memory.gather(pages, _HEADER)
     counts = heads[:, 8:].copy().view("<u8")[:, 0] * there
     used = _used(counts, capacity, total) * there
-    full = capacity * struct.size
-    body = survey.memory.gather(pages + np.uint64(_HEADER), full)
+    body = survey.memory.gather(pages + np.uint64(_HEADER), capacity * struct.size)
     raw = _joined(body, used, capacity, struct.size)
     addresses = _addresses(pages, used, capacity, struct.size)
     spoken_of = total
@@ -112,7 +119,6 @@ def walk_paged_array(
         survey.claim("array-page", path, pages, survey.page_size)
     if len(addresses):
         survey.place(struct, addresses, path)
-    complete = (chain is None or chain.complete) and len(addresses) == spoken_of
     return PagedArray(
         struct,
         raw.view(struct.dtype),
@@ -122,7 +128,7 @@ def walk_paged_array(
         used,
         capacity,
         spoken_of,
-        bool(complete and there.all()),
+        bool(chain.complete and len(addresses) == spoken_of and there.all()),
     )
 
 

@@ -75,6 +75,8 @@ def _open(
         paths = [os.fspath(path) for path in source]
         if not paths:
             raise UsageError("no image given")
+    elif not type(source).__module__.startswith(("drgn", "_drgn")):
+        raise UnreadableError(f"cannot open a {type(source).__name__} as an image")
     else:
         from inspector.memory.program import ProgramMemory
 

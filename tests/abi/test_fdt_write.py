@@ -244,9 +244,9 @@ def write_both(operations: list[tuple[object, ...]], size: int) -> tuple[bytes, 
         if status:
             with pytest.raises(FdtError):
                 call[0](*call[2])  # type: ignore[operator]
-        else:
-            call[0](*call[2])  # type: ignore[operator]
-            depth += change
+            return b"", b""
+        call[0](*call[2])  # type: ignore[operator]
+        depth += change
     for _ in range(depth):
         if libfdt.fdt_end_node(buffer):
             with pytest.raises(FdtError):

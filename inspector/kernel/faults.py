@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from abi.errors import UsageError
-from inspector.kernel import faults_luo, faults_memory, faults_root
+from inspector.kernel import faults_iommu, faults_luo, faults_memory, faults_pci, faults_root
 from inspector.kernel.fault import Change, Fault, Inapplicable, Target
 from inspector.kernel.kernel import Image
 from inspector.kernel.scenario_file import unknown
@@ -23,7 +23,7 @@ __all__ = ["FAULTS", "Change", "Fault", "Inapplicable", "inject"]
 FAULTS: Mapping[str, Fault] = MappingProxyType(
     {
         name: fault
-        for module in (faults_root, faults_luo, faults_memory)
+        for module in (faults_root, faults_luo, faults_memory, faults_pci, faults_iommu)
         for name, fault in module.fault.faults.items()
     }
 )

@@ -70,6 +70,21 @@ class PageTable:
         """Number of tables."""
         return len(self._tables)
 
+    def last_entry(self, level: int) -> int | None:
+        """Address of the last entry in use in the first table of a level that has any."""
+        for (at_level, _), (pa, words) in self._tables.items():
+            if at_level == level and words.any():
+                return pa + 8 * int(np.flatnonzero(words)[-1])
+        return None
+
+    def large_leaf(self) -> int | None:
+        """Address of an entry that maps more than a granule."""
+        for (level, number), (pa, words) in self._tables.items():
+            for slot in np.flatnonzero(words).tolist() if level else ():
+                if (level - 1, (number << self._t) + slot) not in self._tables:
+                    return pa + 8 * int(slot)
+        return None
+
     # -- mapping ---------------------------------------------------------------------------
 
     def _table(self, level: int, number: int) -> Words:

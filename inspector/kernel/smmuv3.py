@@ -41,7 +41,8 @@ class Smmuv3Unit:
         self.attached: dict[int, Domain] = {}
         self._devices: dict[int, PciDevice] = {}
         self._handles: list[tuple[int, int, int]] = []
-        self._tables: list[int] = []
+        #: Addresses of the arrays of handles of level-2 tables.
+        self.handle_arrays: list[int] = []
 
     def _alloc(self, size: int) -> int:
         order = (size // self.machine.page_size - 1).bit_length()
@@ -57,7 +58,8 @@ class Smmuv3Unit:
         """STRTAB_BASE: the table, read allocate."""
         return self.l1 | 1 << 62
 
-    def _ste(self, device: PciDevice) -> int:
+    def entry_address(self, device: PciDevice) -> int:
+        """Where the stream table entry of a device lies. Raises ERANGE."""
         index, slot = device.bdf >> LINUX_SPLIT, device.bdf & ((1 << LINUX_SPLIT) - 1)
         if index >= self.l1_entries:
             raise KernelErrno("ERANGE", f"stream {device.bdf:#x} is beyond the stream table")
@@ -71,7 +73,7 @@ class Smmuv3Unit:
 
     def attach(self, device: PciDevice, domain: Domain) -> None:
         """Point a stream at a domain's stage-2 table. Raises ENOSPC, ERANGE."""
-        at = self._ste(device)
+        at = self.entry_address(device)
         held = domain.attached.get(self.unit.base)
         if held is None:
             held = domain.attached[self.unit.base] = [self._take_vmid(), 0]
@@ -120,7 +122,7 @@ class Smmuv3Unit:
     def detach(self, device: PciDevice) -> None:
         """Make the stream abort."""
         self._leave(device)
-        self.machine.memory.write(self._ste(device), pack(stream_table_entry, {"w0": 1}))
+        self.machine.memory.write(self.entry_address(device), pack(stream_table_entry, {"w0": 1}))
 
     # -- preserving --------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class Smmuv3Unit:
         if len(words):
             array = self.kho.alloc_preserve(words.nbytes)
             self.machine.memory.write(array, words)
-            self._tables.append(array)
+            self.handle_arrays.append(array)
         values = {
             "phys_addr": self.unit.base,
             "strtab_base_cfg": self.strtab_base_cfg,
@@ -167,12 +169,12 @@ class Smmuv3Unit:
 
     def unpreserve(self) -> None:
         """Let go of the tables."""
-        for array in self._tables:
+        for array in self.handle_arrays:
             self.kho.unpreserve_free(array)
         for handle, frame, order in reversed(self._handles):
             self.kho.unpreserve_free(handle)
             self.kho.unpreserve_folio(frame, order)
-        self._tables, self._handles = [], []
+        self.handle_arrays, self._handles = [], []
 
     def deleted_values(self) -> dict[str, Any]:
         """Nothing in a deleted object changes."""
@@ -191,7 +193,9 @@ class Smmuv3Unit:
             return
         for key, device in self._devices.items():
             if key not in preserved and key in self.attached:
-                self.machine.memory.write(self._ste(device), pack(stream_table_entry, {"w0": 1}))
+                self.machine.memory.write(
+                    self.entry_address(device), pack(stream_table_entry, {"w0": 1})
+                )
 
     def sync(self) -> None:
         """Everything is in memory already."""

@@ -42,12 +42,13 @@ class VtdUnit:
 
     # -- tables ------------------------------------------------------------------------------
 
-    def _bit(self, device: PciDevice) -> int:
+    def bit(self, device: PciDevice) -> int:
+        """The device's bit of ``context_tables_bitmap``."""
         half, _ = vtd.context_index(device.devfn, self.unit.scalable)
         return device.bus * 2 + half
 
     def _context(self, device: PciDevice) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        bit = self._bit(device)
+        bit = self.bit(device)
         held = self.contexts.get(bit)
         if held is None:
             pa = self.machine.alloc_page()
@@ -61,7 +62,8 @@ class VtdUnit:
         width = 4 if self.unit.scalable else 2
         return words[index * width : (index + 1) * width]
 
-    def _pasid_tables(self, device: PciDevice) -> tuple[int, int, int]:
+    def pasid_tables(self, device: PciDevice) -> tuple[int, int, int]:
+        """(directory, its order, table for the lowest PASIDs) of a device, made if need be."""
         held = self._pasid.get(device.key)
         if held is None:
             size = max(self.machine.page_size, (device.max_pasid >> 6) * 8)
@@ -74,7 +76,7 @@ class VtdUnit:
 
     def max_pasid(self, device: PciDevice) -> int:
         """PASIDs that the device's directory covers."""
-        _, order, _ = self._pasid_tables(device)
+        _, order, _ = self.pasid_tables(device)
         return (self.machine.page_size << order) // 8 << 6
 
     # -- attaching ---------------------------------------------------------------------------
@@ -107,7 +109,7 @@ class VtdUnit:
             entry[0] = table.top | 1
             entry[1] = did << 8 | width
             return
-        directory, _, pasids = self._pasid_tables(device)
+        directory, _, pasids = self.pasid_tables(device)
         entries = (self.max_pasid(device) >> 6).bit_length() - 1
         entry[:] = 0
         entry[0] = directory | max(0, entries - 7) << 9 | 1
@@ -173,7 +175,7 @@ class VtdUnit:
         """Preserve the PASID directory and table in scalable mode; members of the object."""
         if not self.unit.scalable:
             return {}
-        directory, order, table = self._pasid_tables(device)
+        directory, order, table = self.pasid_tables(device)
         shift = self.machine.page_shift
         self.kho.preserve_folio(directory >> shift, order)
         self.kho.preserve_folio(table >> shift)
@@ -209,4 +211,4 @@ class VtdUnit:
     def entry_address(self, device: PciDevice) -> int:
         """Where the context entry of a device lies."""
         _, index = vtd.context_index(device.devfn, self.unit.scalable)
-        return self.contexts[self._bit(device)][0] + index * (32 if self.unit.scalable else 16)
+        return self.contexts[self.bit(device)][0] + index * (32 if self.unit.scalable else 16)

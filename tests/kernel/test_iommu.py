@@ -569,7 +569,7 @@ def test_smmuv3(name: str, page_size: int) -> None:
     if page_size == 0x10000:
         # The stream table entry of a real 7.3 with 64 KiB pages, but for the table's address.
         driver: Any = kernel.drivers.of(0x9050000)  # type: ignore[union-attr]
-        ste = np.frombuffer(image.memory.read(driver._ste(devices[0]), 64), "<u8").tolist()
+        ste = np.frombuffer(image.memory.read(driver.entry_address(devices[0]), 64), "<u8").tolist()
         assert ste == [0xD, 0, 0x44C759400000005, hwpt.domain.table.top, 0, 0, 0, 0]
         assert driver.strtab_base_cfg == 0x10210
     with decoded_image.open(image.memory) as found:

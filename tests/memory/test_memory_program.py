@@ -31,7 +31,8 @@ def test_absent_drgn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "drgn", None)
-    for source in ("live", "/proc/kcore", object()):
+    program = type("Program", (), {"__module__": "_drgn"})
+    for source in ("live", "/proc/kcore", program()):
         with pytest.raises(UnreadableError, match=r"pip install 'kho-inspector\[drgn\]'"):
             memory.open(source)  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ IOVAs that are sign-extended sort as the unsigned numbers they are.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -114,7 +115,8 @@ class Walk:
 
     def reverse(self, pas: npt.ArrayLike, limit: int = 1 << 20) -> Reverse:
         """The IOVAs that lead to physical addresses, in one pass; at most ``limit``."""
-        return look_back(self.ranges(), np.atleast_1d(np.asarray(pas, np.uint64)), limit)
+        found = look_back(self.ranges(), np.atleast_1d(np.asarray(pas, np.uint64)), limit)
+        return dataclasses.replace(found, complete=found.complete and self.stats.complete)
 
     def _pass(self, merged: bool, method: Callable[[Pass], Iterator[Rows]]) -> Iterator[Rows]:
         current = Pass(

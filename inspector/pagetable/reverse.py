@@ -20,7 +20,8 @@ _FEW: Final = 8
 class Reverse:
     """Pairs of ``pa`` (as asked) and ``iova``, ascending by IOVA within a chunk of ranges.
 
-    ``permissions``: of each mapping. ``complete``: false if there were more than the limit.
+    ``permissions``: of each mapping. ``complete``: false if there may be more, because the
+    limit was reached or the walk was not complete.
     """
 
     pa: U64

@@ -40,8 +40,8 @@ _LEAST_WORK: Final = 8
 class Limits:
     """Budgets of one walk. What lies beyond is reported, not walked.
 
-    ``tables``: tables in all (the default maps 16 TiB by 4 KiB pages). ``repeats``: visits of
-    tables that were met before, of which a sound tree has none. ``skips``: runs of tables
+    ``tables``: tables in all (the default maps 16 TiB by 4 KiB pages). ``repeats``: 4 KiB
+    of tables that may be visited again; a sound tree has none. ``skips``: runs of tables
     that are not one level below their parents.
     """
 
@@ -125,7 +125,7 @@ class Pass:
         self.stats.leaves = self._decoder.leaves
         self._plans = level_plans(tree.format, output_bits)
         self._work = limits.tables
-        self._repeats = limits.repeats
+        self._repeats = max(1, limits.repeats * 4096 // (8 * tree.format.entries))
         self._skips = limits.skips
         self._bytes = np.empty(BATCH * 8, np.uint8)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from abi.errors import KhoError, UsageError
 from inspector import redact as redaction
+from inspector.device_tables.claims import claim_tables
 from inspector.image import Image
 from inspector.memory.base import PhysicalMemory, U64Array
 from inspector.memory.elfcore import write_core
@@ -107,6 +108,7 @@ def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Clai
         for path, memfd in image.memfds()
         if isinstance(memfd, Memfd) and max_file is not None and memfd.size > max_file
     }
+    claim_tables(image)
     kept: list[Claim] = []
     left = 0
     for claim in image.survey.claims:

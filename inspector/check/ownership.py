@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from inspector.device_tables.claims import claim_tables
 from inspector.image import Image
 from inspector.memory.base import U64Array
 from inspector.survey import Claim
@@ -61,6 +62,7 @@ class Ownership:
 
 def account(image: Image, limit: int = 4096) -> Ownership:
     """Account for every preserved byte of ``image``; at most ``limit`` conflicts are listed."""
+    claim_tables(image)
     claims = tuple(c for c in image.survey.claims if c.kind not in OUTSIDE_MAP and len(c.starts))
     extents = _rounded(claims, image.page_size)
     conflicts = tuple(_conflicts(claims, extents, limit))

@@ -1,0 +1,102 @@
+"""Whose the pages of page tables and device tables are.
+
+Decoding an image does not walk page tables: that may take a while, and few verbs need it.
+Those that account for memory call :func:`claim_tables` first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
+from abi.errors import UsageError
+from abi.vtd import ScalableContextEntry
+from inspector import passthrough
+from inspector.device_tables import walk_root
+from inspector.device_tables.cross import root_table_of, stream_tables_of
+from inspector.memory.base import U64Array
+from inspector.survey import Survey
+from inspector.walk.iommu import IommuState, Unit
+
+if TYPE_CHECKING:
+    from inspector.image import Image
+
+PAGE_TABLE = "page-table"
+DEVICE_TABLE = "device-table"
+
+
+def claim_tables(image: Image) -> None:
+    """Claim the tables of every live domain, unit and device for it; once an image.
+
+    Stream tables have to be reachable through the handles of their memory. What the image
+    lacks is not claimed.
+    """
+    state = passthrough.iommu_state(image)
+    if state is None or any(c.kind == PAGE_TABLE for c in image.survey.claims):
+        return
+    _domains(image, state)
+    for unit in state.units.live():
+        if unit.view == "intel" and unit.root_table:
+            _vtd(image, state, unit)
+        elif unit.view == "smmuv3":
+            _smmuv3(image, unit)
+
+
+def _domains(image: Image, state: IommuState) -> None:
+    from inspector.reach import domain_root
+
+    for domain in state.domains.live():
+        if not domain.top_table_phys:
+            continue
+        root = domain_root(image, domain)
+        try:
+            walk = walk_root(image.memory, root)
+        except UsageError:
+            continue
+        image.survey.claim(
+            PAGE_TABLE, domain.path, walk.table_pages, _table_size(image, root.format)
+        )
+
+
+def _table_size(image: Image, format: str) -> int:
+    return image.page_size if format.startswith("lpae") else 0x1000
+
+
+def _vtd(image: Image, state: IommuState, unit: Unit) -> None:
+    survey = Survey(image.memory, image.page_size)
+    root = root_table_of(survey, state, unit)
+    if not root.readable:
+        return
+    bitmap = unit.context_tables
+    tables = [a for half, a in root.tables.items() if bitmap is None or half in bitmap]
+    _claim(image, unit.path, [root.address, *tables])
+    for device in state.devices_of(unit):
+        found = root.attachment(device.devid) if device.devid < 1 << 16 else None
+        if found is None or not isinstance(found.entry, ScalableContextEntry):
+            continue
+        if not found.present:
+            continue
+        entry = found.entry
+        size = entry.directory_entries * 8
+        image.survey.claim(DEVICE_TABLE, device.path, entry.pasid_directory, size)
+        _claim(image, device.path, list(root.pasid_tables(entry).values()))
+
+
+def _smmuv3(image: Image, unit: Unit) -> None:
+    survey = Survey(image.memory, image.page_size)
+    tables = stream_tables_of(survey, unit)
+    if tables is None or not tables.supported:
+        return
+    handle = dma_alloc_ser_a if "strtab_base" in unit.values else dma_alloc_ser
+    image.survey.claim("struct", unit.path, unit.get("l1_strtab_lu_state"), handle.size)
+    image.survey.claim(DEVICE_TABLE, unit.path, tables.table.base, tables.table.size)
+    for descriptor in tables.l1_descriptors().values():
+        image.survey.claim(DEVICE_TABLE, unit.path, descriptor.l2_table, descriptor.entries * 64)
+
+
+def _claim(image: Image, owner: str, pages: list[int]) -> None:
+    column: U64Array = np.array(pages, np.uint64)
+    if len(column):
+        image.survey.claim(DEVICE_TABLE, owner, column, 0x1000)

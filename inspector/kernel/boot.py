@@ -14,10 +14,9 @@ from abi import fdt
 from abi.boot import kho_scratch
 from abi.kho import KhoGeneration, MapKind
 from inspector.findings import Findings, Outcome
-from inspector.kernel.frames import FrameSet
 from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
-from inspector.kernel.restore import Inherited, Marks, empty_map, marks_of, read_map
+from inspector.kernel.restore import Freed, Inherited, Marks, empty_map, marks_of, read_map
 from inspector.kernel.view import Absent, PageFault, View
 from inspector.locate import Candidate, Handover, How, Location
 from inspector.survey import Survey
@@ -52,8 +51,7 @@ class Booting:
     scratch: list[tuple[int, int]] = field(default_factory=list)
     preserved: PreservedMap | None = None
     marks: Marks = field(default_factory=Marks)
-    #: Frames given back to the page allocator after they were restored.
-    freed: FrameSet = field(default_factory=FrameSet)
+    freed: Freed = field(default_factory=Freed)
 
     @property
     def generation(self) -> KhoGeneration:

@@ -174,7 +174,8 @@ class Consumer:
         if self.state.preserved is None:
             return found
         found.add(self._reserved.frames())
-        found.discard(self.state.freed.frames())
+        freed = self.state.freed.frames()
+        found.discard(freed[self._reserved.contains(freed)])
         return found
 
     # -- user space -------------------------------------------------------------------------

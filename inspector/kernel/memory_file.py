@@ -17,7 +17,6 @@ from abi.schema import Struct, resolve
 from inspector.findings import Outcome
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import frames_of
 from inspector.kernel.incoming import FileEntry, protected
 from inspector.kernel.pages import Area, free_area, release, restore_vmalloc, take_folios
 from inspector.kernel.restore import I8Array
@@ -149,15 +148,18 @@ def _check(
     boot: Booting, entry: FileEntry, frames: U64Array, orders: I8Array, index: U64Array
 ) -> None:
     """What stops the kernel folio by folio; the rest is discarded, that is, freed."""
-    bad = np.flatnonzero(orders < 0)
-    first = int(bad[0]) if len(bad) else len(frames)
+    if not len(frames):
+        return
+    first = int((orders < 0).argmax())
+    bad = bool(orders[first] < 0)
+    first = first if bad else len(frames)
     span = np.uint64(1) << np.maximum(orders, 0).astype(np.uint64)
     if len(index) > 1 and not (index[1:] >= index[:-1] + span[:-1]).all():
         twice = _overlap(index[:first], span[:first])
         if twice is not None:
             _discard(boot, frames, orders)
             raise KernelErrno("EEXIST", f"two folios at index {int(index[twice]):#x}")
-    if len(bad):
+    if bad:
         _discard(boot, frames, orders)
         pa = int(frames[first]) << boot.view.page_shift
         raise KernelErrno("EIO", f"folio {pa:#x} (index {int(index[first]):#x}) is not preserved")
@@ -172,7 +174,7 @@ def _overlap(index: U64Array, span: U64Array) -> int | None:
 
 def _discard(boot: Booting, frames: U64Array, orders: I8Array) -> None:
     for order in np.unique(orders[orders >= 0]).tolist():
-        boot.freed.add(np.unique(frames_of(frames[orders == order], order)))
+        boot.freed.add(frames[orders == order], order)
 
 
 def finish(boot: Booting, entry: FileEntry) -> None:

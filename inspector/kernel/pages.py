@@ -13,7 +13,6 @@ import numpy as np
 
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import frames_of
 from inspector.kernel.machine import MAX_ORDERS
 from inspector.kernel.restore import I8Array
 from inspector.kernel.view import View
@@ -80,26 +79,36 @@ def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int]) -> Area:
         seen.add(at)
         body = np.frombuffer(view.read(at, view.page_size), "<u8")
         entries = body[1:]
-        zero = np.flatnonzero(entries == 0)
-        entries = entries[: int(zero[0])] if len(zero) else entries
-        entries = entries.astype(np.uint64, copy=False)
+        end = int((entries == 0).argmax())
+        if end or not entries[0]:
+            entries = entries[:end]
         pages += len(entries) << order
         if pages > budget:
             break
         frames = entries >> shift
         orders = take_folios(boot, frames)
-        if (orders < 0).any() or (orders != order).any():
-            i = int(np.flatnonzero((orders < 0) | (orders != order))[0])
+        if (orders != order).any():
+            i = int(np.argmax(orders != order))
             raise KernelErrno("EINVAL", f"vmalloc block {int(entries[i]):#x} is not preserved"
                               f" with order {order}")  # fmt: skip
         found.append(frames)
         chunks.append(at)
-        if int(take_folios(boot, np.array([at >> view.page_shift], np.uint64))[0]) < 0:
+        if take_folio(boot, at >> view.page_shift) < 0:
             raise KernelErrno("EINVAL", f"vmalloc chunk {at:#x} is not preserved")
         at = int(body[0])
     if at or pages != total or not chunks:
         raise KernelErrno("EINVAL", f"the vmalloc area lists {pages} pages, not {total}")
     return Area(np.concatenate(found), order, tuple(chunks), view.page_size)
+
+
+def take_folio(boot: Booting, frame: int) -> int:
+    """:func:`take_folios` of one folio."""
+    order = boot.marks.take_one(frame)
+    if order < 0 and not boot.kernel.since("6.18"):
+        return 0
+    if order > MAX_ORDERS[boot.view.page_size] and not boot.kernel.restores_large_orders:
+        return -1
+    return order
 
 
 def release(boot: Booting, address: int) -> bool:
@@ -108,15 +117,15 @@ def release(boot: Booting, address: int) -> bool:
     False, and nothing is freed, if the block was not preserved or was restored before.
     """
     frame = address >> boot.view.page_shift
-    order = int(take_folios(boot, np.array([frame], np.uint64))[0])
+    order = take_folio(boot, frame)
     if order < 0:
         return False
-    boot.freed.add_range(frame, 1 << order)
+    boot.freed.add_one(frame, order)
     return True
 
 
 def free_area(boot: Booting, area: Area) -> None:
     """Free a restored vmalloc area and its chunks."""
-    shift = boot.view.page_shift
-    boot.freed.add(np.unique(frames_of(area.frames, area.order)))
-    boot.freed.add(np.unique(np.array(area.chunks, np.uint64) >> np.uint64(shift)))
+    boot.freed.add(area.frames, area.order)
+    for chunk in area.chunks:
+        boot.freed.add_one(chunk >> boot.view.page_shift, 0)

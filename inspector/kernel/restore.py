@@ -16,7 +16,7 @@ import numpy.typing as npt
 from abi.kho import KhoGeneration, MapKind
 from abi.memory_map import bitmap_runs
 from inspector.findings import Findings
-from inspector.kernel.frames import FrameSet
+from inspector.kernel.frames import FrameSet, frames_of
 from inspector.kernel.view import Absent, PageFault, View
 from inspector.memory.base import U8Array, U64Array
 from inspector.survey import Survey
@@ -72,6 +72,14 @@ class _Table:
             chunk[inside] = _NONE
         return orders
 
+    def take_one(self, number: int) -> int:
+        chunk = self._chunks.get(number >> _CHUNK_BITS)
+        if chunk is None:
+            return _NONE
+        order = int(chunk[number & (_CHUNK - 1)])
+        chunk[number & (_CHUNK - 1)] = _NONE
+        return order
+
     def peek(self, number: int) -> int:
         chunk = self._chunks.get(number >> _CHUNK_BITS)
         return int(chunk[number & (_CHUNK - 1)]) if chunk is not None else _NONE
@@ -120,6 +128,13 @@ class Marks:
             orders[again] = _NONE
         return orders
 
+    def take_one(self, frame: int) -> int:
+        """:meth:`take` of a single block."""
+        order = self._small.take_one(frame)
+        if order == _NONE and not frame & (1 << _LARGE) - 1:
+            order = self._large.take_one(frame >> _LARGE)
+        return order
+
     def peek(self, frame: int) -> int:
         """The order of a block, -1 if it has no mark."""
         order = self._small.peek(frame)
@@ -147,6 +162,32 @@ def _grouped(frames: U64Array) -> Iterator[tuple[int, slice | npt.NDArray[np.int
     cut = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     for rows in np.split(rank, cut):
         yield int(numbers[rows[0]]), rows
+
+
+class Freed:
+    """Blocks that were given back to the page allocator, as a log."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[U64Array]] = {}
+        self._single: dict[int, list[int]] = {}
+
+    def add(self, frames: U64Array, order: int) -> None:
+        """Blocks of 2^order pages."""
+        if len(frames):
+            self._blocks.setdefault(order, []).append(frames)
+
+    def add_one(self, frame: int, order: int) -> None:
+        """One block."""
+        self._single.setdefault(order, []).append(frame)
+
+    def frames(self) -> U64Array:
+        """Every frame, ascending, each once."""
+        parts = []
+        for order in sorted(self._blocks.keys() | self._single.keys()):
+            single = np.array(self._single.get(order, []), np.uint64)
+            blocks = np.concatenate([single, *self._blocks.get(order, [])])
+            parts.append(frames_of(blocks, order))
+        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 
 @dataclass(slots=True)

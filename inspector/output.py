@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from abi.errors import KhoError, UsageError
+from inspector.text import display
 
 
 class OutputError(KhoError):
@@ -25,13 +26,14 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     refuses: no space, no permission, no such directory.
     """
     target = Path(path)
+    name = display(str(target))
     if not force and os.path.lexists(target):
-        raise UsageError(f"{path}: exists already")
+        raise UsageError(f"{name}: exists already")
     if target.is_dir():
-        raise UsageError(f"{path}: is a directory")
+        raise UsageError(f"{name}: is a directory")
     temporary: str | None = None
     try:
-        fd, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
+        fd, temporary = tempfile.mkstemp(prefix=".kho-", dir=target.parent)
         try:
             mask = os.umask(0)
             os.umask(mask)
@@ -44,7 +46,7 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         temporary = None
         _sync_directory(target.parent)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise OutputError(f"{name}: cannot be written: {error.strerror or error}") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -58,10 +60,10 @@ def _publish(temporary: str, target: Path, force: bool) -> None:
     try:
         os.link(temporary, target)  # unlike a rename, never replaces what came meanwhile
     except FileExistsError:
-        raise UsageError(f"{target}: exists already") from None
+        raise UsageError(f"{display(str(target))}: exists already") from None
     except OSError:  # a file system without hard links
         if os.path.lexists(target):
-            raise UsageError(f"{target}: exists already") from None
+            raise UsageError(f"{display(str(target))}: exists already") from None
         os.rename(temporary, target)
         return
     os.unlink(temporary)

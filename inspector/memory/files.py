@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterator
 
 from abi.errors import UnreadableError
+from inspector.text import display
 
 _BLOCK = 1 << 16
 _ZERO_BLOCK = bytes(_BLOCK)
@@ -82,7 +83,7 @@ class ImageFile:
 
 def open_file(path: str) -> ImageFile:
     """Open a path, or standard input if it is ``-``. Raises UnreadableError, one line."""
-    name = "standard input" if path == "-" else path
+    name = "standard input" if path == "-" else display(path)
     try:
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:

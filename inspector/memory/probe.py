@@ -70,9 +70,9 @@ def _open(
     source: Source, region_map: str | os.PathLike[str] | None, vmcoreinfo: str | None
 ) -> PhysicalMemory:
     if isinstance(source, (str, os.PathLike)):
-        paths = [os.fspath(source)]
+        paths = [os.fsdecode(source)]
     elif isinstance(source, Sequence):
-        paths = [os.fspath(path) for path in source]
+        paths = [os.fsdecode(path) for path in source]
         if not paths:
             raise UsageError("no image given")
     elif not type(source).__module__.startswith(("drgn", "_drgn")):

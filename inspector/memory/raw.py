@@ -23,6 +23,7 @@ from abi.errors import UnreadableError, UsageError
 from inspector.memory.files import ImageFile
 from inspector.memory.mapped import MappedMemory
 from inspector.memory.segments import Kind, Segment, from_segments
+from inspector.text import display
 
 _IOMEM = re.compile(r"\s*([0-9a-fA-F]+)-([0-9a-fA-F]+) : (.*)")
 _SUFFIX = {"k": 10, "m": 20, "g": 30, "t": 40}
@@ -60,14 +61,15 @@ def read_region_map(path: str | Path) -> list[Segment]:
 
     Raises UnreadableError if it cannot be read, UsageError (with the line) if it is wrong.
     """
+    name = display(str(path))
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(_MAX_MAP + 1)
     except OSError as error:
-        raise UnreadableError(f"{path}: {error.strerror or error}") from None
+        raise UnreadableError(f"{name}: {error.strerror or error}") from None
     if len(data) > _MAX_MAP:
-        raise UnreadableError(f"{path}: too large for a region map")
-    return parse_region_map(data.decode("utf-8", "replace"), str(path))
+        raise UnreadableError(f"{name}: too large for a region map")
+    return parse_region_map(data.decode("utf-8", "replace"), name)
 
 
 def parse_region_map(text: str, name: str = "region map") -> list[Segment]:

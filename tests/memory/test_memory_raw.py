@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +166,43 @@ def test_no_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(UnreadableError, match="Permission denied"):
         memory.open(path)
+
+
+def test_names_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    for name in (b"esc\x1b[2J", b"new\nline", b"\xff\xfe", "\u202eevil".encode()):
+        path = os.fsencode(tmp_path) + b"/" + name
+        Path(os.fsdecode(path)).write_bytes(b"short")
+        with pytest.raises(UnreadableError) as caught:
+            memory.open(os.fsdecode(path))
+        assert str(caught.value).isprintable()
+        str(caught.value).encode("utf-8")
+    with pytest.raises(UnreadableError, match="No such file"):
+        memory.open(tmp_path / "none\x1b")
+
+
+def test_the_same_part_of_many_pages(tmp_path: Path) -> None:
+    """Every way to gather out of one piece, each against slices."""
+    data = os.urandom(64 * 4096)
+    path = tmp_path / "raw"
+    path.write_bytes(data)
+    rng = np.random.default_rng(3)
+    with memory.open(path) as image:
+        for size in (1, 8, 16, 24, 64, 100, 512, 4096, 5000, 8192):
+            for step in (1, 8, size, 512, 4096):
+                count = (len(data) - size) // step
+                if count <= 0:
+                    continue
+                for lead in {0, 3 % step, step - 1}:
+                    chosen = rng.integers(0, count, 40) * step + lead
+                    chosen = chosen[chosen + size <= len(data)].astype(np.uint64)
+                    if not len(chosen):
+                        continue
+                    want = b"".join(data[a : a + size] for a in chosen.tolist())
+                    assert image.gather(chosen, size).tobytes() == want
+                    out = np.empty((40, size), np.uint8)
+                    assert image.gather(chosen, size, out).tobytes() == want
+        assert image.gather(np.zeros(0, np.uint64), 8).shape == (0, 8)
+        assert image.gather(np.array([5], np.uint64), 0).shape == (1, 0)
 
 
 def test_only_a_kdump_is_split(tmp_path: Path) -> None:

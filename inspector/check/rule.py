@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inspector.findings import Finding, Findings, Severity
 
@@ -42,6 +42,10 @@ class Context:
     findings: Findings = field(default_factory=Findings)
     undecided: dict[str, str] = field(default_factory=dict)
     rule: Rule | None = None
+    #: Results that several rules share, by name.
+    shared: dict[str, list[Finding]] = field(default_factory=dict)
+    #: What several rules look at and only one has to work out.
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def report(
         self, message: str, *, path: str = "", address: int | None = None, data: bytes = b""

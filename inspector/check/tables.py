@@ -1,0 +1,91 @@
+"""Page tables of domains, and the hardware's tables against the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abi.errors import UsageError
+from inspector import passthrough
+from inspector.check.rule import Context, Rule
+from inspector.device_tables import cross, walk_root
+from inspector.findings import Finding
+from inspector.pagetable import anomalies
+
+
+def _walks(context: Context) -> list[Finding]:
+    """What is wrong with the page table of each live domain; each is walked once."""
+    if "page tables" in context.shared:
+        return context.shared["page tables"]
+    from inspector.reach import domain_root
+
+    image = context.image
+    state = passthrough.iommu_state(image)
+    found: list[Finding] = context.shared.setdefault("page tables", [])
+    for domain in state.domains.live() if state is not None else ():
+        if not domain.top_table_phys:
+            continue
+        try:
+            root = domain_root(image, domain)
+            found += walk_root(image.memory, root, image=image, path=domain.path).findings.items
+        except UsageError as error:
+            severity = anomalies.CODES[anomalies.BAD_TYPE][0]
+            where = domain.top_table_phys
+            found.append(Finding(anomalies.BAD_TYPE, severity, str(error), domain.path, where))
+    return found
+
+
+def _hardware(context: Context) -> list[Finding]:
+    """Where hardware tables and objects disagree."""
+    if "hardware" not in context.shared:
+        context.shared["hardware"] = cross.cross_check(context.image).items
+    return context.shared["hardware"]
+
+
+def _of_tables(code: str) -> Callable[[Context], None]:
+    def test(context: Context) -> None:
+        if code == anomalies.UNPRESERVED and context.image.preserved is None:
+            context.undecidable("the preserved-memory map is lost")
+            return
+        for finding in _walks(context):
+            if finding.code == code:
+                context.report(
+                    finding.message, path=finding.path, address=finding.address, data=finding.data
+                )
+
+    return test
+
+
+def _of_hardware(code: str) -> Callable[[Context], None]:
+    def test(context: Context) -> None:
+        for finding in _hardware(context):
+            if finding.code == code:
+                context.report(finding.message, path=finding.path, address=finding.address)
+
+    return test
+
+
+_KERNEL = {
+    anomalies.UNPRESERVED: "BUG when the domain is restored: the page cannot be taken over.",
+    anomalies.SHARED: "The second restore of the page fails.",
+    anomalies.OUTSIDE: "BUG when the domain is restored.",
+    anomalies.EXCLUDED: "Nothing: the dump lacks it, not the machine.",
+    anomalies.BUDGET: "Nothing: the walk gave up, not the kernel.",
+}
+
+RULES = (
+    *(
+        Rule(
+            code,
+            severity,
+            f"In an entry of a page table, {text}.",
+            _KERNEL.get(code, "The hardware faults or translates wrongly on such an address."),
+            "kho pagetable IMAGE DOMAIN --entries",
+            _of_tables(code),
+        )
+        for code, (severity, text) in anomalies.CODES.items()
+    ),
+    *(
+        Rule(code, severity, statement, kernel, "kho devices IMAGE", _of_hardware(code))
+        for code, (severity, statement, kernel) in cross.CODES.items()
+    ),
+)

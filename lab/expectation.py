@@ -71,7 +71,7 @@ def from_truth(path: Path) -> Expectation:
         return from_record(data)
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{path} is not a truth file: {error!r}") from None
 
 

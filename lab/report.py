@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from inspector.findings import Outcome
+from inspector.kernel.outcome import PRECEDENCE
 from lab import truth
 from lab.expectation import Expectation
 from lab.qemu import Event, Machine, Stopped
@@ -126,26 +127,24 @@ def judge(report: Report, expected: Expectation) -> Outcome:
     if not report.kho:
         reasons.append("the kernel did not accept the hand-over and booted without it")
         return Outcome.KHO_REFUSED
-    if expected.sessions and report.open_errno:
-        if report.open_errno == 2:
-            reasons.append("the kernel has no /dev/liveupdate")
-            return Outcome.STATE_LOST
-        reasons.append(f"opening /dev/liveupdate fails: {os.strerror(report.open_errno)}")
-        return Outcome.LUO_UNUSABLE
     if not expected.kho_test:  # its data is not in the image, and it says so
         report.warnings = [w for w in report.warnings if not w.startswith("test_kho: ")]
-    checks: Sequence[tuple[Outcome, list[str]]] = (
-        (Outcome.CORRUPTION, _corrupt(report, expected)),
-        (Outcome.FILE_ERROR, _file_errors(report)),
-        (Outcome.STATE_LOST, _lost(report, expected)),
-        (Outcome.TAKEN_OVER_WITH_WARNINGS, report.warnings),
-    )
-    outcome = Outcome.TAKEN_OVER
-    for candidate, found in checks:
-        if found and outcome is Outcome.TAKEN_OVER:
-            outcome = candidate
-        reasons += found
-    return outcome
+    found = {
+        Outcome.CORRUPTION: _corrupt(report, expected),
+        Outcome.LUO_UNUSABLE: [],
+        Outcome.FILE_ERROR: _file_errors(report),
+        Outcome.STATE_LOST: _lost(report, expected),
+        Outcome.TAKEN_OVER_WITH_WARNINGS: report.warnings,
+    }
+    if expected.sessions and report.open_errno == errno.ENOENT:
+        found[Outcome.STATE_LOST] = ["the kernel has no /dev/liveupdate"]
+    elif expected.sessions and report.open_errno:
+        why = os.strerror(report.open_errno)
+        found[Outcome.LUO_UNUSABLE] = [f"opening /dev/liveupdate fails: {why}"]
+    ranked = [outcome for outcome in PRECEDENCE if found.get(outcome)]
+    for outcome in ranked:
+        reasons += found[outcome]
+    return ranked[0] if ranked else Outcome.TAKEN_OVER
 
 
 def _end_of_boot(report: Report) -> str:
@@ -207,6 +206,16 @@ def _lost(report: Report, expected: Expectation) -> list[str]:
         for s in report.sessions
         if s["event"] == "retrieve" and s["errno"] and s["name"] in made
     ]
+    got = _files_by_name(report)
+    for file in expected.files:
+        data = got.get((file.session.hex(), file.token))
+        if data is None or data["errno"]:
+            continue
+        where = f"file {file.token:#x}"
+        if file.position is not None and data["position"] != file.position:
+            found.append(f"{where}: position {data['position']} instead of {file.position}")
+        if file.seals is not None and data["seals"] != file.seals:
+            found.append(f"{where}: seals {data['seals']:#x} instead of {file.seals:#x}")
     found += [
         f"reserve_mem {r['name']} was not revived" for r in report.regions if not r["revived"]
     ]

@@ -11,17 +11,45 @@ page tables as :class:`abi.device_table.TableRoot`, which ``kho pagetable`` walk
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from abi.device_table import TableRoot
-    from inspector.memory.base import PhysicalMemory
+    from inspector.image import Image
+    from inspector.memory.base import PhysicalMemory, U64Array
     from inspector.pagetable import Walk
 
 
-def walk_root(memory: PhysicalMemory, root: TableRoot) -> Walk:
-    """The page table that a device table entry points to. Raises UsageError if it cannot be one."""
+def walk_root(
+    memory: PhysicalMemory, root: TableRoot, *, image: Image | None = None, path: str = ""
+) -> Walk:
+    """The page table that a device table entry points to. Raises UsageError if it cannot be one.
+
+    With an image whose map is whole, table pages that are not preserved are anomalies.
+    """
+    from inspector.image import MapState
     from inspector.pagetable import walk
 
     bits = root.input_bits if root.format.startswith("lpae") else None
-    return walk(memory, root.format, root.address, root.levels, vasz=bits or None)
+    preserved: Callable[[U64Array], npt.NDArray[np.bool_]] | None = None
+    if image is not None and image.preserved is not None and image.map_state is MapState.INTACT:
+        covers, size = image.preserved.covers, image.page_size
+
+        def covered(pages: U64Array) -> npt.NDArray[np.bool_]:
+            return covers(pages - pages % np.uint64(size), size)
+
+        preserved = covered
+
+    return walk(
+        memory,
+        root.format,
+        root.address,
+        root.levels,
+        vasz=bits or None,
+        preserved=preserved,
+        path=path,
+    )

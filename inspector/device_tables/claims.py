@@ -30,8 +30,8 @@ DEVICE_TABLE = "device-table"
 def claim_tables(image: Image) -> None:
     """Claim the tables of every live domain, unit and device for it; once an image.
 
-    Stream tables have to be reachable through the handles of their memory. What the image
-    lacks is not claimed.
+    Stream tables are reached through the handles of their memory. What the image lacks is not
+    claimed.
     """
     state = passthrough.iommu_state(image)
     if state is None or any(c.kind == PAGE_TABLE for c in image.survey.claims):
@@ -52,12 +52,10 @@ def _domains(image: Image, state: IommuState) -> None:
             continue
         root = domain_root(image, domain)
         try:
-            walk = walk_root(image.memory, root)
+            pages = walk_root(image.memory, root).table_pages
         except UsageError:
             continue
-        image.survey.claim(
-            PAGE_TABLE, domain.path, walk.table_pages, _table_size(image, root.format)
-        )
+        image.survey.claim(PAGE_TABLE, domain.path, pages, _table_size(image, root.format))
 
 
 def _table_size(image: Image, format: str) -> int:

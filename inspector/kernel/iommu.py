@@ -72,6 +72,7 @@ class ObjectArray:
         self.objects: Struct = kind.objects
         self.capacity = kind.page.capacity(kho.machine.page_size)
         self._global = generation.counting is Counting.GLOBAL
+        self._spelled = generation.canonical
         head = kind.objects.field("obj" if self._global else "hdr")
         assert head.struct is not None
         assert head.offset == 0
@@ -119,7 +120,8 @@ class ObjectArray:
         return index
 
     def _pack(self, index: int, values: Values) -> bytes:
-        native = {self._generation.native(name): v for name, v in values.items()}
+        spelled = self._spelled
+        native = {spelled.get(name, name): v for name, v in values.items()}
         native["obj" if self._global else "hdr"] = self._header(index, 1, 0)
         return pack(self.objects, native, lenient=True)
 
@@ -244,6 +246,8 @@ class IommuFlb(Flb):
         if self._arrays is None:
             return
         assert self.generation.flb is not None
+        for held in self._units.values():
+            self.units.set_header(held.index, held.users, deleted=False)
         values: dict[str, int] = {}
         for array in self._arrays:
             values[array.kind.root] = array.first
@@ -304,7 +308,6 @@ class IommuFlb(Flb):
         held = self._units.get(driver.unit.base)
         if held is not None:
             held.users += 1
-            self.units.set_header(held.index, held.users, deleted=False)
             return self.units.address(held.index)
         index = self.units.add(
             {"token": driver.unit.token, "type": int(driver.unit.type), **driver.preserve()}
@@ -315,8 +318,8 @@ class IommuFlb(Flb):
     def _drop_unit(self, driver: UnitDriver) -> None:
         held = self._units[driver.unit.base]
         held.users -= 1
-        self.units.set_header(held.index, held.users, deleted=not held.users)
         if not held.users:
+            self.units.set_header(held.index, 0, deleted=True)
             for name, data in driver.deleted_values().items():
                 if has(self.units.objects, name):
                     self.units.set_bytes(held.index, name, data)
@@ -334,9 +337,9 @@ class IommuFlb(Flb):
         not preserved), EOPNOTSUPP (group of several devices).
         """
         late = self.generation.version is not None
-        views, view = self.generation.unit_views, VIEW_OF_TYPE[int(driver.unit.type)]
-        if views and view not in views:
-            raise KernelErrno("EOPNOTSUPP", f"{self.generation.id} has no form for {view}")
+        views = self.generation.unit_views
+        if views and VIEW_OF_TYPE[driver.unit.type] not in views:
+            raise KernelErrno("EOPNOTSUPP", f"{self.generation.id} has no form for this unit")
         if device.group > 1 and late:
             raise KernelErrno("EOPNOTSUPP", f"{device} shares its group with other devices")
         if domain.ser is None:

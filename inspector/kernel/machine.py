@@ -257,6 +257,15 @@ class Machine:
         if not len(frames):
             return
         step = np.uint64(1 << order)
+        count = len(frames)
+        if count == 1 or (
+            int(frames[-1]) - int(frames[0]) == (count - 1) << order
+            and (frames[1:] > frames[:-1]).all()
+        ):
+            self.memory.mark_zero(
+                int(frames[0]) << self.page_shift, count << (order + self.page_shift)
+            )
+            return
         cut = np.flatnonzero(frames[1:] != frames[:-1] + step) + 1
         edges = [0, *cut.tolist(), len(frames)]
         for a, b in itertools.pairwise(edges):

@@ -117,9 +117,23 @@ class RadixMap(BlockMap):
         """Mark blocks of 2^order pages that start at the given frames."""
         if not len(frames):
             return
+        if is_run(frames, order):
+            self._set_run(int(frames[0]), len(frames), order)
+            return
         for number, inside in self._grouped(frames, order):
             set_bits(self._leaf(number), inside)
             self._dirty.add(number)
+
+    def _set_run(self, frame: int, count: int, order: int) -> None:
+        marker = 64 - self._shift - order
+        key = frame >> order | (1 << marker if marker < self._width else 0)
+        end, size = key + count, 1 << self._leaf_bits
+        while key < end:
+            number, first = key >> self._leaf_bits, key & (size - 1)
+            last = min(size, first + end - key)
+            fill_bits(self._leaf(number), first, last)
+            self._dirty.add(number)
+            key += last - first
 
     def set_one(self, frame: int, order: int) -> None:
         """Mark one block."""
@@ -326,6 +340,27 @@ class BitmapMap(BlockMap):
         page = self._machine.page_size
         bitmaps = [(pa, self._size) for spans in self._bitmaps.values() for pa, _ in spans.values()]
         return [(pa, page) for pa in self._chunks] + bitmaps
+
+
+def is_run(frames: U64Array, order: int) -> bool:
+    """Whether blocks follow each other without a gap."""
+    count = len(frames)
+    if int(frames[-1]) - int(frames[0]) != (count - 1) << order:
+        return False
+    return bool((frames[1:] > frames[:-1]).all())
+
+
+def fill_bits(target: Bits, first: int, last: int) -> None:
+    """Set bits ``first`` up to ``last``, that excluded."""
+    low, high = first >> 3, last >> 3
+    head, tail = 255 << (first & 7) & 255, (1 << (last & 7)) - 1
+    if low == high:
+        target[low] |= head & tail
+        return
+    target[low] |= head
+    target[low + 1 : high] = 255
+    if tail:
+        target[high] |= tail
 
 
 def set_bits(target: Bits, bits: U64Array) -> None:

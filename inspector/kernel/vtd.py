@@ -37,18 +37,17 @@ class VtdUnit:
         self._preserved_pasids: dict[int, tuple[int, int, int]] = {}
         self.attached: dict[int, Domain] = {}
         self._devices: dict[int, PciDevice] = {}
-        for device in hardware.behind(unit.base):
-            self._context(device)
+        for bit in sorted({self.bit(device) for device in hardware.behind(unit.base)}):
+            self._context(bit)
 
     # -- tables ------------------------------------------------------------------------------
 
     def bit(self, device: PciDevice) -> int:
         """The device's bit of ``context_tables_bitmap``."""
-        half, _ = vtd.context_index(device.devfn, self.unit.scalable)
-        return device.bus * 2 + half
+        half = device.bdf >> 7 & 1 if self.unit.scalable else 0
+        return device.bdf >> 8 << 1 | half
 
-    def _context(self, device: PciDevice) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        bit = self.bit(device)
+    def _context(self, bit: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
         held = self.contexts.get(bit)
         if held is None:
             pa = self.machine.alloc_page()
@@ -57,7 +56,7 @@ class VtdUnit:
         return held[1]
 
     def _entry(self, device: PciDevice) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        words = self._context(device)
+        words = self._context(self.bit(device))
         _, index = vtd.context_index(device.devfn, self.unit.scalable)
         width = 4 if self.unit.scalable else 2
         return words[index * width : (index + 1) * width]

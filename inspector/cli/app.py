@@ -25,6 +25,7 @@ VERBS = (
     "preserved",
     "devices",
     "simulate",
+    "consume",
     "check",
     "diff",
     "extract",

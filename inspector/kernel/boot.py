@@ -6,6 +6,7 @@ the kernel forgets KHO or dies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +52,8 @@ class Booting:
     scratch: list[tuple[int, int]] = field(default_factory=list)
     preserved: PreservedMap | None = None
     marks: Marks = field(default_factory=Marks)
+    #: What the kernel does about state it cannot read, where it is not what releases do.
+    behaviours: Mapping[str, str] = field(default_factory=dict)
     freed: Freed = field(default_factory=Freed)
 
     @property
@@ -59,6 +62,10 @@ class Booting:
         found = self.kernel["kho"]
         assert isinstance(found, KhoGeneration)
         return found
+
+    def ignores(self, situation: str) -> bool:
+        """Whether the kernel ignores what others panic or fail about."""
+        return self.behaviours.get(situation) == "ignore"
 
     @property
     def handed_off(self) -> bool:
@@ -309,6 +316,8 @@ def _judged(boot: Booting, found: Inherited, root: int) -> bool:
     blocks = found.preserved
     beyond = np.flatnonzero(~boot.view.inside(blocks.starts, blocks.run_sizes))
     unknown = []
+    if len(beyond):
+        fatal += _small_bitmaps(boot, blocks)
     for i in beyond[:64].tolist():
         start, end = int(blocks.starts[i]), int(blocks.ends[i])
         message = f"preserved memory {start:#x}-{end:#x} (order {int(blocks.orders[i])}) is outside"
@@ -325,13 +334,15 @@ def _judged(boot: Booting, found: Inherited, root: int) -> bool:
             path="/preserved", address=root,
         )  # fmt: skip
         return False
-    for message, address, data in fatal[:16]:
+    for message, address, data in fatal[:6]:
         boot.reasons.add(
             Outcome.BOOT_FAILS,
             f"{message}: the kernel dies while it reads the map",
             path="/preserved", address=address, data=data, dmesg="kho_memory_init",
         )  # fmt: skip
     if fatal:
+        if len(fatal) > 6:
+            boot.notes.append(f"{len(fatal) - 6} more such places in the map")
         return False
     for address in sorted(set(found.absent))[:16]:
         boot.reasons.add(
@@ -348,6 +359,25 @@ def _judged(boot: Booting, found: Inherited, root: int) -> bool:
             "the image does not tell where RAM is: that all blocks lie in it is assumed"
         )
     return not found.absent
+
+
+def _small_bitmaps(boot: Booting, blocks: PreservedMap) -> list[tuple[str, int, bytes]]:
+    """Why a map of bitmaps leads out of memory: its writer's bitmaps are no pages."""
+    if boot.generation.map_kind is not MapKind.BITMAP_PAGE:
+        return []
+    bitmaps = blocks.nodes[blocks.nodes % np.uint64(boot.view.page_size) != 0]
+    for at in bitmaps[:64].tolist():
+        behind = boot.view.read(at + 512, 64) if boot.view.present(at + 512, 64) else b""
+        if any(behind) or at == int(bitmaps[-1]):
+            return [
+                (
+                    f"bitmap {at:#x} is no page: its 512 bytes are read as"
+                    f" {boot.view.page_size}, with what lies behind them",
+                    at + 512,
+                    behind,
+                )
+            ]
+    return []
 
 
 def _walks_somehow(boot: Booting) -> bool:
@@ -392,7 +422,7 @@ def _unread(boot: Booting, root: int) -> None:
     i = int(lost[0])
     boot.reasons.add(
         Outcome.CORRUPTION,
-        f"the map was written with bitmaps of a page, this kernel reads {512} bytes of each:"
+        "the map was written with bitmaps of a page, this kernel reads 512 bytes of each:"
         f" {written.page_count - boot.preserved.page_count} preserved pages are unprotected, the"
         f" first in {int(lows[i]):#x}-{int(highs[i]):#x}",
         path="/preserved", address=int(lows[i]),

@@ -16,7 +16,7 @@ image itself is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -300,13 +300,15 @@ def boot(
     kernel_size: int = KERNEL_SIZE,
     initrd_size: int = INITRD_SIZE,
     page_size: int | None = None,
+    behaviours: Mapping[str, str] | None = None,
 ) -> Consumer:
     """Boot ``kernel`` on an image, up to the moment when user space runs.
 
     ``root`` is the address of the root FDT where nothing leads to it; ``reserve_mem`` what the
     new command line asks for (None: the same as before); ``page_size`` the new kernel's (None:
     that of the kernel that wrote the image). ``kernel_size`` and ``initrd_size`` in bytes
-    decide whether scratch is large enough; 0 for a kernel that lies elsewhere.
+    decide whether scratch is large enough; 0 for a kernel that lies elsewhere. ``behaviours``
+    are those of :mod:`inspector.kernel.profile_file`.
 
     Raises UsageError for a root that is none, never for what the image holds otherwise.
     """
@@ -316,6 +318,7 @@ def boot(
     page_size = page_size or _page_size(memory, location)
     view = View(SparseMemory.over(memory, page_size), page_size, _ram(memory, location))
     state = Booting(kernel, view, location, Reasons(str(kernel)), Findings())
+    state.behaviours = behaviours or {}
     if not kernel.measured:
         state.notes.append(f"linux-{kernel.release} is modelled, no real one was measured")
     consumer = Consumer(state, hardware)

@@ -148,6 +148,11 @@ def start(boot: Booting) -> Incoming | None:
             address=fault.address,
         )  # fmt: skip
     except (fdt.FdtError, KernelErrno) as error:
+        if boot.ignores("luo-mismatch"):
+            boot.reasons.add(
+                Outcome.STATE_LOST, f"LUO is ignored: {error}", path="/LUO", address=address
+            )
+            return None
         shown = address is not None and boot.view.present(address, 32)
         data = boot.view.read(address or 0, 32) if shown else b""
         boot.reasons.add(
@@ -441,6 +446,12 @@ def _entries(
         layer = known.get(compatible) if b"\0" in raw else None
         if layer is None:
             text = compatible.decode("utf-8", "backslashreplace")
+            if boot.ignores("unknown-handler"):
+                boot.reasons.add(
+                    Outcome.STATE_LOST, f"no handler for {text!r}: the file is left out",
+                    path=f"{path}/{token:#x}", address=address, data=raw,
+                )  # fmt: skip
+                continue
             error = KernelErrno("ENOENT", f"no handler for {text!r}")
             _fail(
                 boot, f"{path}/{token:#x}", address, error,

@@ -1,0 +1,160 @@
+"""``kho consume``: take an image over as a kernel would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abi.errors import UsageError
+from inspector.cli.common import (
+    Format,
+    FormatOption,
+    ImageArgument,
+    PageSizeOption,
+    RegionMapOption,
+    RootOption,
+    address,
+    finish,
+    open_memory,
+    page_size,
+    printer,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from inspector.kernel.consumer import Result
+
+KernelSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Size of the next kernel's bzImage (default 3M; 0: it lies outside scratch).",
+    ),
+]
+InitrdSizeOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Size of its initrd (default 1M).")
+]
+WithOption = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="LAYER=ID", help="Give the kernel another form of a layer."),
+]
+
+
+def consume(
+    image: ImageArgument,
+    as_: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="KERNEL",
+            help="The kernel: linux-7.3, linux-7.3+iommu-vw, or a TOML file with a profile.",
+            show_default=False,
+        ),
+    ],
+    session: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Retrieve this session only; may be repeated."),
+    ] = None,
+    retrieve: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN", help="Retrieve this file only; may be repeated."),
+    ] = None,
+    finish_: Annotated[
+        bool, typer.Option("--finish", help="Finish the sessions that were retrieved.")
+    ] = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Digest the content of files.")] = False,
+    with_: WithOption = None,
+    kernel_size: KernelSizeOption = None,
+    initrd_size: InitrdSizeOption = None,
+    format: FormatOption = Format.TEXT,
+    root: RootOption = None,
+    page_size_: PageSizeOption = None,
+    regions: RegionMapOption = None,
+) -> None:
+    """Boot a kernel on an image: what it takes over, what it loses, and how that shows.
+
+    Exit status: 0 taken over, 1 with warnings, 4 anything incompatible, 16 cannot tell.
+    """
+    with open_memory(image, regions) as memory:
+        from inspector import verdict
+        from inspector.kernel import boot as early
+        from inspector.kernel import consumer
+        from inspector.kernel.profile_file import find
+
+        target = find(as_, with_ or [])
+        booted = consumer.boot(
+            memory,
+            target.kernel,
+            root=address(root),
+            kernel_size=size(kernel_size, early.KERNEL_SIZE),
+            initrd_size=size(initrd_size, early.INITRD_SIZE),
+            page_size=page_size(page_size_) or target.page_size,
+            behaviours=target.behaviours,
+        )
+        result = consumer.Result(booted)
+        _user_space(result, session, retrieve, finish_)
+        if format is Format.JSON:
+            write_json(verdict.consumed_document(result, digests=sha256))
+        else:
+            out = printer()
+            for line in verdict.consumed_lines(result, colour=out.colour, digests=sha256):
+                out.line(line)
+        finish(result.status)
+
+
+def _user_space(
+    result: Result, sessions: list[str] | None, tokens: list[str] | None, finish_: bool
+) -> None:
+    """What is asked for, else everything. Raises UsageError for what is not in the image."""
+    from inspector.kernel.errno import KernelErrno
+    from inspector.text import name_bytes
+
+    wanted = {address(token, "a token") for token in tokens or ()}
+    try:
+        luo = result.consumer.open()
+    except KernelErrno as error:
+        if sessions or tokens:
+            result.consumer.notes.append(f"the control device cannot be opened: {error}")
+        return
+    names = [name_bytes(name) for name in sessions or ()] or [s.name for s in luo.sessions]
+    unknown = wanted - {f.token for _, f in luo.files()}
+    if unknown:
+        raise UsageError(f"no file has the token {min(t or 0 for t in unknown):#x}")
+    for name in names:
+        try:
+            opened = result.consumer.retrieve_session(name)
+        except KernelErrno as error:
+            if sessions:
+                raise UsageError(str(error)) from None
+            continue
+        for token in opened.tokens:
+            if not wanted or token in wanted:
+                try:
+                    opened.retrieve(token)
+                except KernelErrno as error:
+                    result.errors[opened.entry.path] = error
+        if finish_:
+            try:
+                opened.finish()
+                result.finished = True
+            except KernelErrno as error:
+                result.errors[opened.entry.path] = error
+                result.consumer.notes.append(f"{opened.entry.path} cannot be finished: {error}")
+
+
+def size(text: str | None, default: int) -> int:
+    """``3M``, ``512K`` or bytes. Raises UsageError."""
+    if text is None:
+        return default
+    from inspector.kernel.scenario_file import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no size like 3M") from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(consume)

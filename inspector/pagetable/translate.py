@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from abi.pagetable.format import U64, Kind
 from inspector.memory.base import PageState, PhysicalMemory
+from inspector.pagetable.batch import or_and
 from inspector.pagetable.columns import RangeColumns
 from inspector.pagetable.plan import LevelPlan, level_plans
 from inspector.pagetable.tree import Table
@@ -100,7 +101,7 @@ class Translator:
         iovas = out.iova[part]
         bits = self.tree.input_bits
         inside = None
-        if bits < 64:
+        if int(iovas.max()) >> (bits - 1 if self.tree.sign_extend else bits):
             unused = np.uint64(64 - bits)
             within = (iovas << unused) >> unused
             extended = within
@@ -114,6 +115,8 @@ class Translator:
             iovas = within
         if not len(iovas):
             return
+        if inside is None and self._all_small(out, part, iovas):
+            return
         nodes = self._look_up(0, iovas >> np.uint64(self._plans[0].shift))
         for name, column in self._results(iovas, nodes).items():
             target = getattr(out, name)[part]
@@ -121,6 +124,42 @@ class Translator:
                 target[:] = column
             else:
                 target[inside] = column
+
+    def _all_small(self, out: Translation, part: slice, iovas: U64) -> bool:
+        """Fill in a chunk if all its addresses are mapped by plain leaves of level 0."""
+        plan, tree = self._plans[0], self.tree
+        if not tree.top:
+            return False
+        keys = iovas >> np.uint64(plan.shift)
+        bits = np.uint64(tree.format.index_bits)
+        parents = keys >> bits
+        low, high = int(parents.min()), int(parents.max())
+        if high - low >= max(len(keys) // 2, 1):
+            return False
+        above = self._look_up(1, np.arange(low, high + 1, dtype=np.uint64))
+        code = int(above.codes[0])
+        if above.level.any() or (above.codes != code).any():
+            return False  # not all point to tables of level 0
+        parents -= np.uint64(low)
+        address = above.pa.take(parents.view(np.int64), mode="clip")
+        keys &= np.uint64(tree.format.entries - 1)
+        keys <<= np.uint64(3)
+        address += keys
+        entries = self._read(address)
+        some, every = or_and(entries)
+        if (some ^ every) & plan.kind_mask or plan.kind(every) != Kind.LEAF:
+            return False
+        if plan.is_odd(some, every, code):
+            return False
+        pa = np.bitwise_and(iovas, np.uint64(plan.step - 1), out=out.pa[part])
+        pa += plan.pa(entries)
+        out.size[part] = plan.step
+        out.state[part] = TranslationState.MAPPED
+        if (some ^ every) & plan.attribute_sources:
+            out.attributes[part] = plan.attributes_of(entries)
+        else:
+            out.attributes[part] = int(plan.attributes_of(entries[:1])[0])
+        return True
 
     # -- going down ------------------------------------------------------------------
 

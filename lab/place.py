@@ -81,9 +81,8 @@ def fill(
     candidate = location.candidates[0] if location.candidates else None
     handover = candidate.handover if candidate else None
     if handover is None:
-        # A fault may have broken the root itself: what points to it still counts.
-        records = [h for h in location.handovers if h.parent is not None]
-        handover = records[0] if records and candidate is None else None
+        # The kernel believes what boot_params lead to, be there a root or not.
+        handover = next((h for h in location.handovers if h.parent is not None), None)
     if handover is None:
         if candidate is None:
             raise UsageError("the image holds no KHO root; give its address with --root")

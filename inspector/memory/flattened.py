@@ -22,6 +22,9 @@ from inspector.memory.segments import Kind, build
 
 FLAT_MAGIC = b"makedumpfile\0\0\0\0"
 _HEADER_SIZE = 4096
+# Writers of this format fill a buffer before they write a record: many tiny ones are an
+# attack on memory, of which each record costs some.
+_FEW_RECORDS, _TINY_RECORD = 1 << 20, 256
 _RECORD = struct.Struct(">qq")
 
 
@@ -81,6 +84,8 @@ class FlattenedFile(PlainFile):
                 raise UnreadableError(f"{name}: damaged flattened record at {at - 16:#x}")
             if at + size > len(data):
                 raise truncated(name, "a flattened record", at + size, len(data))
+            if len(first) > _FEW_RECORDS and at < len(first) * _TINY_RECORD:
+                raise UnreadableError(f"{name}: damaged: millions of tiny flattened records")
             first.append(offset)
             last.append(offset + size - 1)
             where.append(at)

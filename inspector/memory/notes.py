@@ -19,6 +19,8 @@ NT_KHO_NOTES = 2
 _HEADER = struct.Struct("<III")
 _MAX_TEXT = 1 << 20
 _MAX_PAIRS = 4096
+#: One for each of the CPUs is normal.
+_MAX_NOTES = 1 << 16
 
 #: e_machine values of the architectures that have KHO, and some neighbours.
 MACHINES = {
@@ -34,7 +36,9 @@ MACHINES = {
 def parse(data: memoryview) -> Iterator[tuple[bytes, int, memoryview]]:
     """Notes as (owner, type, content); stops quietly where the data make no sense."""
     at = 0
-    while at + 12 <= len(data):
+    for _ in range(_MAX_NOTES):
+        if at + 12 > len(data):
+            return
         name_size, size, kind = _HEADER.unpack_from(data, at)
         name_at = at + 12
         content_at = name_at + (name_size + 3 & ~3)
@@ -81,14 +85,14 @@ def printable(data: bytes) -> str:
 def collect(data: memoryview) -> tuple[dict[str, str], U64Array]:
     """What notes tell: pairs of VMCOREINFO and our own, and our zero ranges (n, 2)."""
     pairs: dict[str, str] = {}
-    zero = np.zeros((0, 2), np.uint64)
+    zero = [np.zeros((0, 2), np.uint64)]
     for owner, kind, content in parse(data):
         if owner == b"VMCOREINFO" or (owner == KHO_OWNER and kind == NT_KHO_NOTES):
             pairs = parse_pairs(content) | pairs
         elif owner == KHO_OWNER and kind == NT_KHO_ZERO:
             words = np.frombuffer(content[: len(content) & ~15], "<u8")
-            zero = np.concatenate((zero, words.reshape(-1, 2)))
-    return pairs, zero
+            zero.append(words.reshape(-1, 2))
+    return pairs, np.concatenate(zero)
 
 
 def page_size_of(notes: Mapping[str, str]) -> int | None:

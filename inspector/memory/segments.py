@@ -16,9 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from abi.errors import UnreadableError
 from inspector.memory.base import PageState, Region, U8Array, U64Array
 
 I64Array = npt.NDArray[np.int64]
+
+_MAX_OVERLAPPING = 1 << 20
 
 
 class Kind(enum.IntEnum):
@@ -188,20 +191,35 @@ def build(
 ) -> SegmentTable:
     """A table from pieces in any order that may overlap.
 
-    Where several claim an address, the one with the lowest ``rank`` wins, at equal rank
-    the one given first. ``rank`` defaults to the order given. O(n log n).
+    Where several claim an address, the one with the lowest ``rank`` wins; ranks differ,
+    and default to the order given. O(n log n), in Python only for those that overlap; more
+    than a million of them are refused (UnreadableError).
     """
     order = np.argsort(first, kind="stable")
-    f, la = first[order], last[order]
-    if len(f) < 2 or bool(np.all(f[1:] > la[:-1])):
-        return SegmentTable(f, la, kind[order], offset[order])
-    ranks = list(range(len(first))) if rank is None else rank.tolist()
-    pieces = _sweep(first.tolist(), last.tolist(), order.tolist(), ranks)
+    first, last, kind, offset = first[order], last[order], kind[order], offset[order]
+    # A piece that begins behind all before it begins a cluster; one alone in it is as it is.
+    new = np.ones(len(first) + 1, bool)
+    new[1:-1] = first[1:] > np.maximum.accumulate(last)[:-1]
+    alone = new[:-1] & new[1:]
+    if alone.all():
+        return SegmentTable(first, last, kind, offset)
+    mixed = np.flatnonzero(~alone)
+    if len(mixed) > _MAX_OVERLAPPING:
+        raise UnreadableError(f"damaged: {len(mixed)} overlapping pieces of memory")
+    ranks = (order if rank is None else rank[order])[mixed]
+    pieces = _sweep(first[mixed].tolist(), last[mixed].tolist(), ranks.tolist())
+    owner = mixed[np.array([p[2] for p in pieces], np.int64)]
     at = np.array([p[0] for p in pieces], np.uint64)
     end = np.array([p[1] for p in pieces], np.uint64)
-    owner = np.array([p[2] for p in pieces], np.int64)
-    moved = (at - first[owner]).astype(np.int64)
-    return SegmentTable(at, end, kind[owner], offset[owner] + moved)
+    begin = offset[owner] + (at - first[owner]).astype(np.int64)
+    all_first = np.concatenate((first[alone], at))
+    order = np.argsort(all_first)
+    return SegmentTable(
+        all_first[order],
+        np.concatenate((last[alone], end))[order],
+        np.concatenate((kind[alone], kind[owner]))[order],
+        np.concatenate((offset[alone], begin))[order],
+    )
 
 
 def layer(top: SegmentTable, below: SegmentTable) -> SegmentTable:
@@ -236,33 +254,30 @@ def from_segments(pieces: list[Segment]) -> SegmentTable:
     )
 
 
-def _sweep(
-    first: list[int], last: list[int], order: list[int], rank: list[int]
-) -> list[tuple[int, int, int]]:
-    """Cut overlapping pieces: ``(first, last, index of the owner)``, at most 2n of them."""
+def _sweep(first: list[int], last: list[int], rank: list[int]) -> list[tuple[int, int, int]]:
+    """Cut overlapping pieces, ascending by ``first``.
+
+    Returns ``(first, last, index of the owner)``, at most 2n of them.
+    """
     out: list[tuple[int, int, int]] = []
     active: list[tuple[int, int, int]] = []  # (rank, index, last), best on top
     following = 0
     position = 0
-    while following < len(order) or active:
+    while following < len(first) or active:
         while active and active[0][2] < position:
             heapq.heappop(active)
         if not active:
-            if following == len(order):
+            if following == len(first):
                 break
-            position = max(position, first[order[following]])
-        while following < len(order) and first[order[following]] <= position:
-            index = order[following]
+            position = max(position, first[following])
+        while following < len(first) and first[following] <= position:
+            heapq.heappush(active, (rank[following], following, last[following]))
             following += 1
-            if last[index] >= position:
-                heapq.heappush(active, (rank[index], index, last[index]))
-        if not active:
-            continue
         _, owner, end = active[0]
         if end < position:
             continue
-        if following < len(order):
-            end = min(end, first[order[following]] - 1)
+        if following < len(first):
+            end = min(end, first[following] - 1)
         out.append((position, end, owner))
         position = end + 1
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,14 @@ def test_refused_with_one_line(tmp_path: Path, data: bytes, reason: str) -> None
         opened(tmp_path, data)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_flood_of_notes_takes_no_time(tmp_path: Path) -> None:
+    flood = note(b"KHO", 1, bytes(16)) * 200_000 + note(b"KHO", 2, b"late=1\n")
+    start = time.process_time()
+    with opened(tmp_path, core([(4096, b"x", 1)], notes=flood)) as image:
+        assert image.notes == {}
+    assert time.process_time() - start < 5
 
 
 def test_hostile_counts_allocate_nothing(tmp_path: Path) -> None:

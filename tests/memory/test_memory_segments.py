@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abi.errors import UnreadableError
+from inspector.memory import segments
 from inspector.memory.segments import Kind, Segment, SegmentTable, from_segments, layer
 
 TOP = 1 << 64
@@ -114,8 +117,16 @@ def test_contiguous_pieces_are_merged() -> None:
     assert len(table.regions()) == 1
 
 
+def test_too_many_overlapping_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MAX_OVERLAPPING", 10)
+    with pytest.raises(UnreadableError, match="11 overlapping pieces"):
+        from_segments([Segment(i, 100, Kind.ZERO) for i in range(11)])
+
+
 def test_many_overlapping_pieces_stay_cheap() -> None:
     count = 20_000
     nested = [Segment(i, 10 * count - i, Kind.STORED, 7 * i) for i in range(count)]
     assert len(from_segments(nested[::-1])) == 2 * count - 1
     assert len(from_segments(nested)) == 1
+    apart = [Segment(i * 100, i * 100 + 9, Kind.STORED, 0) for i in range(count)]
+    assert len(from_segments([*apart, Segment(50, 160, Kind.ZERO)])) == count + 2

@@ -304,10 +304,9 @@ def bitmap_edges(words: U64, carry: bool = False) -> I64:
     words = np.ascontiguousarray(words)
     if len(words) == 0:
         return np.empty(0, np.int64)
-    changed = words[1:] != words[:-1]
-    changes = int(np.count_nonzero(changed))
-    if changes * 16 < len(words):
-        return _edges_of_few(words, changed, changes, carry)
+    changes = np.flatnonzero(words[1:] != words[:-1])
+    if len(changes) * 16 < len(words):
+        return _edges_of_few(words, changes, carry)
     if len(words) <= _PIECE:
         return _edges_of_many(words, carry)
     parts = []
@@ -325,24 +324,32 @@ def bit_indices(words: U64) -> I64:
     return _unpacked(words, words != 0)
 
 
-def _edges_of_few(words: U64, changed: npt.NDArray[np.bool_], changes: int, carry: bool) -> I64:
-    """Edges where words mostly equal their neighbours: look at the first of equals only."""
-    heads = np.zeros(changes + 1, np.int64)
-    np.add(np.flatnonzero(changed), 1, out=heads[1:])
+def _edges_of_few(words: U64, changes: I64, carry: bool) -> I64:
+    """Edges where words mostly equal their neighbours; ``changes`` are the last of equals."""
+    heads = np.empty(len(changes) + 1, np.int64)
+    heads[0] = 0
+    np.add(changes, 1, out=heads[1:])
     values = words[heads]
     mixed = values + _ONE > _ONE  # neither all zeros nor all ones
-    inside = heads[mixed]
-    if len(inside) and not changed[inside[inside < len(changed)]].all():
+    lengths = np.empty_like(heads)
+    np.subtract(heads[1:], heads[:-1], out=lengths[:-1])
+    lengths[-1] = len(words) - heads[-1]
+    if (mixed & (lengths > 1)).any():
         # Equal words with edges inside: each of them counts.
-        lengths = np.diff(heads, append=len(words))
         repeats = np.where(mixed, lengths, 1)
         within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
         heads = np.repeat(heads, repeats) + within
         values = words[heads]
-    before = np.empty_like(values)
-    before[0] = carry
-    before[1:] = words[heads[1:] - 1] >> _TOP
-    edges = values ^ (values << _ONE | before)
+    edges = values << _ONE
+    edges[0] |= np.uint64(carry)
+    edges[1:] |= values[:-1] >> _TOP  # the word before a head equals the head before it
+    edges ^= values
+    some = edges != 0
+    edges, heads = edges[some], heads[some]
+    if not (edges & (edges - _ONE)).any():  # one edge in each word: a power of two
+        single: I64 = heads << 6
+        single += (edges.astype(np.float64).view(np.int64) >> 52) - 1023
+        return single
     bits: I64 = np.flatnonzero(_bits(edges))
     bits += ((heads - np.arange(len(heads))) << 6)[bits >> 6]
     return bits

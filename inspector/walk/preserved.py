@@ -16,13 +16,17 @@ import numpy.typing as npt
 
 from abi.kho import KhoGeneration, MapKind, kho_radix_leaf, kho_radix_node, khoser_mem_chunk
 from abi.memory_map import RadixGeometry, bitmap_runs
-from inspector.memory.base import PageState, U8Array, U64Array
+from inspector.memory.base import PageState, PhysicalMemory, U8Array, U64Array
 from inspector.survey import PHYSICAL_BITS, Survey
 from inspector.walk.chain import follow
+from inspector.walk.runs import RunColumns, cut_runs, merge_runs
 
 PATH = "/preserved"
 #: Table or bitmap pages read at a time.
 BATCH = 128
+#: Bytes of leaves read at a time, where bits seldom and where they often change.
+LEAF_BATCH = 2 << 20
+DENSE_BATCH = 128 << 10
 #: Blocks made at a time when runs are expanded.
 EXPAND = 1 << 18
 _MAX_ORDER = 51
@@ -153,9 +157,7 @@ class _Collector:
 
     survey: Survey
     give_up_after: int
-    starts: list[U64Array] = field(default_factory=list)
-    counts: list[U64Array] = field(default_factory=list)
-    orders: list[U8Array] = field(default_factory=list)
+    runs: RunColumns
     nodes: list[U64Array] = field(default_factory=list)
     node_sizes: list[int] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
@@ -188,7 +190,7 @@ class _Collector:
         return np.asarray(good & ~lacking)
 
     def add_keys(self, geometry: RadixGeometry, low: U64Array, high: U64Array) -> None:
-        """Add the blocks of ascending runs of keys; what goes on from the last run extends it."""
+        """Add the blocks of ascending runs of keys."""
         starts, counts, orders = geometry.decode_runs(low, high)
         if len(orders) and orders[0] > _MAX_ORDER - geometry.page_shift:
             # Orders fall: the impossible ones come first.
@@ -205,37 +207,17 @@ class _Collector:
                     "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
                 )
             starts, counts, orders = starts[~far], counts[~far], orders[~far]
-        if not len(starts):
-            return
-        if self.starts and self.orders[-1][-1] == orders[0]:
-            step = geometry.page_size << int(orders[0])
-            if int(self.starts[-1][-1]) + int(self.counts[-1][-1]) * step == int(starts[0]):
-                self.counts[-1][-1] += counts[0]
-                starts, counts, orders = starts[1:], counts[1:], orders[1:]
-                if not len(starts):
-                    return
-        self.starts.append(starts)
-        self.counts.append(counts)
-        self.orders.append(orders)
+        self.runs.add(starts, counts, orders)
 
     def result(self) -> PreservedMap:
         page = self.survey.page_size
-        if not self.starts:
-            none = np.empty(0, np.uint64)
-            starts = counts = none
-            orders = np.empty(0, np.uint8)
-        else:
-            starts, counts = np.concatenate(self.starts), np.concatenate(self.counts)
-            orders = np.concatenate(self.orders)
-            if not (starts[1:] >= starts[:-1]).all():
-                rank = np.lexsort((orders, starts))
-                starts, counts, orders = starts[rank], counts[rank], orders[rank]
+        starts, counts, orders = self.runs.columns()
         nodes = np.concatenate(self.nodes) if self.nodes else np.empty(0, np.uint64)
         sizes = np.repeat(np.array(self.node_sizes, np.uint64), [len(part) for part in self.nodes])
         found = PreservedMap(
             page, starts, counts, orders, nodes, sizes, self.problems, self.missing
         )
-        if not found.disjoint:
+        if not self.runs.ordered and not found.disjoint:
             i = int(np.flatnonzero(found.ends[:-1] > found.starts[1:])[0])
             self.survey.findings.error(
                 "KHO-MAP-005",
@@ -256,7 +238,7 @@ def walk_map(
     blocks overlap, 006 order impossible, 007 span misplaced, 008 chunk over capacity.
     ``give_up_after`` problems or missing nodes the walk ends (for trials).
     """
-    collector = _Collector(survey, give_up_after)
+    collector = _Collector(survey, give_up_after, RunColumns(survey.page_size))
     if root:
         if generation.map_kind in (MapKind.BITMAP_512, MapKind.BITMAP_PAGE):
             _walk_chunks(collector, generation.map_kind, root)
@@ -353,28 +335,63 @@ def _leaves(
     page = collector.survey.page_size
     rank = np.argsort(prefixes, kind="stable")
     leaves, prefixes = leaves[rank], prefixes[rank]
-    buffer = np.empty((BATCH, page), np.uint8)
-    at, batch = 0, BATCH
+    few, many = max(DENSE_BATCH // page, 1), max(LEAF_BATCH // page, 1)
+    buffer = np.empty((many, page), np.uint8)
+    at, batch = 0, few
     while at < len(leaves):
         end = at + batch
-        rows = collector.survey.memory.gather(leaves[at:end], page, buffer)
-        low, high = _key_runs(rows, prefixes[at:end])
-        collector.add_keys(geometry, low, high)
+        rows = _pages(collector.survey.memory, leaves[at:end], page, buffer)
+        first, behind = bitmap_runs(rows.reshape(-1).view("<u8"))
+        _leaf_runs(collector, geometry, first, behind, prefixes[at:end])
         # Where bits change all the time, what is made of fewer pages stays in the cache.
-        batch = BATCH // 8 if len(low) > rows.size // 8 else BATCH
+        batch = few if len(first) > rows.size // 16 else many
         at = end
+        collector.runs.expected = len(collector.runs) * len(leaves) // at * 9 // 8
 
 
-def _key_runs(rows: U8Array, prefixes: U64Array) -> tuple[U64Array, U64Array]:
-    """Runs of keys [low, high) in leaves of ascending prefixes."""
-    bits = rows.shape[1] * 8
-    starts, ends = bitmap_runs(rows.reshape(-1).view("<u8"))
-    if int(prefixes[-1] - prefixes[0]) == (len(prefixes) - 1) * bits:
-        return starts.view(np.uint64) + prefixes[0], ends.view(np.uint64) + prefixes[0]
-    starts, ends = _cut(starts, ends, bits)
-    base = prefixes - np.arange(len(prefixes), dtype=np.uint64) * np.uint64(bits)
-    base = base[starts >> (bits.bit_length() - 1)]
-    return _merge(starts.view(np.uint64) + base, ends.view(np.uint64) + base)
+def _pages(memory: PhysicalMemory, addresses: U64Array, page: int, buffer: U8Array) -> U8Array:
+    """Pages as rows: where they lie, if they lie one behind the other, else in ``buffer``."""
+    first, size = int(addresses[0]), len(addresses) * page
+    if int(addresses[-1]) == first + size - page and (addresses[1:] > addresses[:-1]).all():
+        span = memory.span(first)
+        if span is not None and first + size <= span.end:
+            return np.frombuffer(span.data, np.uint8, size, first - span.start).reshape(-1, page)
+    return memory.gather(addresses, page, buffer)
+
+
+def _leaf_runs(
+    collector: _Collector,
+    geometry: RadixGeometry,
+    first: npt.NDArray[np.int64],
+    behind: npt.NDArray[np.int64],
+    prefixes: U64Array,
+) -> None:
+    """Add the runs of bits of leaves of ascending prefixes that lie one behind the other."""
+    bits = 1 << geometry.leaf_bits
+    low, high = int(prefixes[0]), int(prefixes[-1]) + bits
+    if high - low == len(prefixes) * bits:
+        order = 64 - geometry.page_shift - (low.bit_length() - 1)
+        shift = geometry.page_shift + order
+        base = (low << shift) & ((1 << 64) - 1)
+        reach = base + (len(prefixes) * bits << shift)
+        if (
+            low.bit_length() == (high - 1).bit_length()
+            and order <= _MAX_ORDER - geometry.page_shift
+            and reach >> PHYSICAL_BITS == 0
+        ):  # blocks of one possible order, as always but at the edges
+            collector.runs.add_bits(first, behind, base, order)
+            return
+        offset = prefixes[0]
+        collector.add_keys(
+            geometry, first.view(np.uint64) + offset, behind.view(np.uint64) + offset
+        )
+        return
+    first, behind = cut_runs(first, behind, bits)
+    offsets = prefixes - np.arange(len(prefixes), dtype=np.uint64) * np.uint64(bits)
+    offsets = offsets[first >> geometry.leaf_bits]
+    collector.add_keys(
+        geometry, *merge_runs(first.view(np.uint64) + offsets, behind.view(np.uint64) + offsets)
+    )
 
 
 def _far(
@@ -384,28 +401,6 @@ def _far(
     reach = (counts - _ONE) << (orders + np.uint8(geometry.page_shift)).astype(np.uint64)
     far: npt.NDArray[np.bool_] = (starts | (starts + reach)) >> np.uint64(PHYSICAL_BITS) != 0
     return far
-
-
-def _cut(
-    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], bits: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut runs of bit numbers at multiples of ``bits``, a power of two."""
-    shift = bits.bit_length() - 1
-    pieces = ((ends - 1) >> shift) - (starts >> shift) + 1
-    if (pieces == 1).all():
-        return starts, ends
-    which = np.repeat(np.arange(len(starts)), pieces)
-    nth = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    edge = ((starts[which] >> shift) + nth) << shift
-    return np.maximum(starts[which], edge), np.minimum(ends[which], edge + bits)
-
-
-def _merge(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
-    """Join runs that touch."""
-    touching = low[1:] == high[:-1]
-    if not touching.any():
-        return low, high
-    return low[np.append(True, ~touching)], high[np.append(~touching, True)]
 
 
 # -- chunks of bitmaps ------------------------------------------------------------------------
@@ -465,16 +460,16 @@ def _bitmaps(
     bitmaps, spans = bitmaps[rank], spans[rank]
     for at in range(0, len(bitmaps), BATCH):
         rows = collector.survey.memory.gather(bitmaps[at : at + BATCH], size)
-        starts, ends = _cut(*bitmap_runs(rows.reshape(-1).view("<u8")), bits)
-        row = starts // bits
-        low = spans[at + row] + ((starts - row * bits).astype(np.uint64) << shift)
-        high = spans[at + row] + ((ends - row * bits).astype(np.uint64) << shift)
+        first, behind = cut_runs(*bitmap_runs(rows.reshape(-1).view("<u8")), bits)
+        row = first // bits
+        base = spans[at + row] - (row.astype(np.uint64) * np.uint64(bits) << shift)
+        low = base + (first.astype(np.uint64) << shift)
+        high = base + (behind.astype(np.uint64) << shift)
         far = high >> np.uint64(PHYSICAL_BITS) != 0
         for pa in low[far][:16]:
             collector.problem(
                 "KHO-MAP-004", f"preserved block {int(pa):#x} lies beyond any memory", int(pa)
             )
-        low, high = _merge(low[~far], high[~far])
-        collector.starts.append(low)
-        collector.counts.append((high - low) >> shift)
-        collector.orders.append(np.full(len(low), order, np.uint8))
+        low, high = merge_runs(low[~far], high[~far])
+        orders = np.full(len(low), order, np.uint8)
+        collector.runs.add(low, (high - low) >> shift, orders)

@@ -17,12 +17,17 @@ Operations that a kernel would refuse raise
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from abi.errors import UsageError
 from abi.iommu import IommuGeneration
 from abi.luo import LuoGeneration
+from inspector.findings import Outcome
 from inspector.kernel import clients, handover
 from inspector.kernel.clients import KhoTest, ReserveMem
 from inspector.kernel.errno import KernelErrno
@@ -40,6 +45,10 @@ from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.record import has
 from inspector.kernel.vfio import VfioDevice, VfioHandler
 from inspector.memory.sparse import SparseMemory
+
+if TYPE_CHECKING:
+    from inspector.kernel.consumer import Consumer
+    from inspector.kernel.memory_file import RestoredMemfd
 
 
 class Moment(enum.StrEnum):
@@ -152,6 +161,54 @@ class Kernel:
             self.pci = PciFlb(self.kho, profile["pci"], machine.spec.hardware)
         if profile.has("vfio-pci"):
             luo.register(VfioHandler(self.kho, profile["vfio-pci"], self.pci))
+
+    @classmethod
+    def after(
+        cls,
+        consumer: Consumer,
+        spec: MachineSpec,
+        *,
+        release: str | None = None,
+        kho_test: KhoTestSpec | None = None,
+        test_flbs: bool = False,
+    ) -> Kernel:
+        """The kernel that took an image over, as the producer of the next update.
+
+        ``spec`` is the machine. What the consumer still holds stays allocated; what it freed may
+        be used again. Raises UsageError if it did not come up.
+        """
+        if consumer.outcome in (Outcome.BOOT_FAILS, Outcome.CANNOT_TELL):
+            raise UsageError(f"{consumer.kernel} did not come up: {consumer.outcome}")
+        areas = tuple((base, size) for base, size in consumer.scratch)
+        spec = replace(spec, scratch_areas=areas, seed=spec.seed + 1)
+        machine = Machine(
+            spec, scratch_align=spec.page_size, memory=consumer.memory, held=consumer.retained
+        )
+        revived = consumer.clients.reserve_mem
+        return cls(
+            consumer.kernel,
+            machine,
+            release=release,
+            reserve_mem=[ReserveMem(n, size, start=at) for n, (at, size) in revived.items()],
+            kho_test=kho_test,
+            test_flbs=test_flbs,
+            live_updates=consumer.liveupdate_num,
+            kexecs=consumer.kexec_count,
+        )
+
+    def adopt(self, restored: RestoredMemfd, name: str = "memfd") -> Memfd:
+        """A memory file that was retrieved, as a file of this kernel."""
+        file = Memfd(self.machine, name)
+        file.size, file.pos, file.seals = restored.size, restored.pos, restored.seals
+        order_of = np.asarray(restored.orders)
+        rank = np.argsort(restored.index, kind="stable")
+        index, frames, orders = restored.index[rank], restored.frames[rank], order_of[rank]
+        step = np.uint64(1) << orders.astype(np.uint64)
+        cut = np.flatnonzero((orders[1:] != orders[:-1]) | (index[1:] != index[:-1] + step[:-1]))
+        edges = [0, *(cut + 1).tolist(), len(index)] if len(index) else [0]
+        for a, b in itertools.pairwise(edges):
+            file.adopt(int(index[a]), frames[a:b].copy(), int(orders[a]))
+        return file
 
     @property
     def luo(self) -> Luo:

@@ -15,7 +15,7 @@ import numpy as np
 from abi.errors import UsageError
 from inspector.kernel.allocator import PageAllocator
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import U64Array
+from inspector.kernel.frames import FrameSet, U64Array, runs
 from inspector.kernel.hardware import Hardware
 from inspector.memory.sparse import SparseMemory
 
@@ -143,7 +143,8 @@ class Machine:
     """A machine with a kernel on it: memory, scratch, the allocators of the nodes.
 
     ``reserve`` are sizes and alignments to cut off before scratch is laid out; their
-    addresses are in :attr:`reserved`, in the same order.
+    addresses are in :attr:`reserved`, in the same order. ``memory`` and ``held`` make a machine
+    that goes on: what is in memory, and the frames that are in use already.
     """
 
     def __init__(
@@ -153,13 +154,15 @@ class Machine:
         scratch_align: int,
         nodes_online: bool = False,
         reserve: Sequence[tuple[int, int]] = (),
+        memory: SparseMemory | None = None,
+        held: FrameSet | None = None,
     ) -> None:
         spec.check()
         self.spec = spec
         self.page_size = spec.page_size
         self.page_shift = spec.page_size.bit_length() - 1
         self.max_order = MAX_ORDERS[spec.page_size]
-        self.memory = SparseMemory(
+        self.memory = memory or SparseMemory(
             [(r.start, r.size) for r in _joined(spec.ram)],
             page_size=spec.page_size,
             machine=spec.architecture,
@@ -173,12 +176,14 @@ class Machine:
         self._node_starts = np.array([r.start >> self.page_shift for r in _sorted(spec.ram)])
         self._node_numbers = np.array([r.node for r in _sorted(spec.ram)])
         shift = self.page_shift
+        busy = np.empty(0, np.uint64) if held is None else held.frames()
         self.allocators = {
             node: PageAllocator(
                 [
-                    (-(-low >> shift), high >> shift)
+                    gap
                     for low, high, where in early.free
-                    if where == node and high >> shift > -(-low >> shift)
+                    if where == node
+                    for gap in _gaps(-(-low >> shift), high >> shift, busy)
                 ],
                 seed=spec.seed + 7919 * node,
                 fragmentation=spec.fragmentation,
@@ -187,6 +192,18 @@ class Machine:
             )
             for node in self.nodes
         }
+        for first, length in zip(*runs(busy), strict=True):
+            self._claim(int(first), int(length))
+
+    def _claim(self, first: int, count: int) -> None:
+        """Count frames that are in use already as allocated, by node."""
+        while count:
+            node = self.node_of(first)
+            at = int(np.searchsorted(self._node_starts, first, "right"))
+            border = int(self._node_starts[at]) if at < len(self._node_starts) else first + count
+            here = min(count, border - first)
+            self.allocators[node].claim([(first, here)])
+            first, count = first + here, count - here
 
     def _reserve(self, early: EarlyMemory, size: int, align: int) -> int:
         start = early.alloc(size, max(align, self.page_size))
@@ -294,6 +311,20 @@ class Machine:
     def in_scratch(self, start: int, end: int) -> bool:
         """Whether bytes ``[start, end)`` touch a scratch area."""
         return any(start < base + size and base < end for base, size in self.scratch)
+
+
+def _gaps(first: int, end: int, busy: U64Array) -> list[tuple[int, int]]:
+    """The parts of frames ``[first, end)`` that are not among ``busy``, which ascend."""
+    low, high = np.searchsorted(busy, np.array([first, end], np.uint64)).tolist()
+    starts, lengths = runs(busy[low:high])
+    gaps = []
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if start > first:
+            gaps.append((first, start))
+        first = start + length
+    if first < end:
+        gaps.append((first, end))
+    return gaps
 
 
 def _sorted(ram: Iterable[Ram]) -> list[Ram]:

@@ -12,14 +12,14 @@ injects the faults::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any
 
 from abi.errors import UsageError
-from inspector.kernel import scenario_iommu, scenario_machine, scenario_steps
+from inspector.kernel import scenario_iommu, scenario_machine, scenario_steps, scenario_update
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec, Moment
@@ -29,6 +29,7 @@ from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.scenario_file import Document, ScenarioError, Table, unknown
 from inspector.kernel.scenario_steps import Step, World
+from inspector.kernel.scenario_update import Update
 
 #: Importing it adds the file types and steps of the IOMMU series.
 _EXTENSIONS = (scenario_iommu,)
@@ -63,6 +64,7 @@ class Scenario:
     moment: Moment = Moment.HANDOFF
     command_line: str = "kho=on liveupdate=on"
     faults: tuple[Fault, ...] = ()
+    updates: tuple[Update, ...] = ()
 
     def boot(self, *, seed: int | None = None) -> Kernel:
         """The kernel, booted; nothing done yet."""
@@ -97,13 +99,10 @@ class Scenario:
         """
         kernel = self.boot(seed=seed)
         self.perform(kernel)
-        by_hand = kernel.profile.finalize is Finalize.DEBUGFS
-        if by_hand and self.finalize and not kernel.kho.finalized:
-            kernel.finalize()
-        try:
-            image = kernel.kexec(moment or self.moment, command_line=self.command_line)
-        except KernelErrno as error:
-            raise UsageError(f"the kernel refuses to reboot: {error}") from None
+        for update in self.updates:
+            image = self._jump(kernel, Moment.HANDOFF)
+            kernel = update.run(image, kernel.machine.spec)
+        image = self._jump(kernel, Moment(moment or self.moment))
         if self.faults:
             from inspector.kernel import faults
 
@@ -115,6 +114,15 @@ class Scenario:
                         raise
                     raise fault.table.error("name", str(error)) from None
         return image
+
+    def _jump(self, kernel: Kernel, moment: Moment) -> Image:
+        by_hand = kernel.profile.finalize is Finalize.DEBUGFS
+        if by_hand and self.finalize and not kernel.kho.finalized:
+            kernel.finalize()
+        try:
+            return kernel.kexec(moment, command_line=self.command_line)
+        except KernelErrno as error:
+            raise UsageError(f"the kernel refuses to reboot: {error}") from None
 
 
 def shipped() -> dict[str, str]:
@@ -176,6 +184,7 @@ def parse(text: str, name: str = "scenario") -> Scenario:
         )
         test.done()
     values["steps"] = tuple(scenario_steps.read(root, kernel))
+    values["updates"] = tuple(_updates(root, kernel))
     values["faults"] = tuple(_faults(root))
     root.done()
     return Scenario(**values)
@@ -198,6 +207,13 @@ def _reserve_mem(root: Table) -> tuple[tuple[ReserveMem, ...], dict[str, int]]:
             patterns[name] = table.integer("pattern")
         table.done()
     return tuple(regions), patterns
+
+
+def _updates(root: Table, kernel: KernelProfile) -> Iterator[Update]:
+    for table in root.tables("update"):
+        update = scenario_update.read(table, kernel)
+        kernel = update.kernel
+        yield update
 
 
 def _faults(root: Table) -> list[Fault]:

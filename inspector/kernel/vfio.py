@@ -65,6 +65,10 @@ class VfioHandler(FileHandler):
         self.pci = pci
         self.flbs = () if pci is None else (pci,)
         self.states: dict[int, _State] = {}
+        # Looked up once: there may be a hundred thousand devices.
+        self._members = frozenset(f.name for f in generation.root.fields)
+        self._has_iommufd = generation.has_iommufd
+        self._narrow = "domain" in self._members and generation.root.field("domain").size == 2
 
     def can_preserve(self, file: Any) -> bool:
         """vfio-pci character devices only."""
@@ -105,19 +109,18 @@ class VfioHandler(FileHandler):
         entry = session.luo.preserved.get(id(iommufd))
         if entry is None or entry.token not in session.files:
             raise KernelErrno("EINVAL", f"the iommufd of {file.device} is not preserved")
-        if self.generation.has_iommufd and entry.token >> 32:
+        if self._has_iommufd and entry.token >> 32:
             raise KernelErrno("EINVAL", f"token {entry.token:#x} does not fit in 32 bits")
         iommufd.preserve_device(file.device, entry.token)
         return True
 
     def _write(self, file: VfioDevice) -> tuple[int, int]:
         root, device = self.generation.root, file.device
-        names = root.dtype.names or ()
         values: dict[str, Any] = {"bdf": device.bdf}
         saved = 0
-        if "domain" in names:
-            values["domain"] = device.segment & 0xFFFF if _narrow(root) else device.segment
-        if "reset_works" in names:
+        if "domain" in self._members:
+            values["domain"] = device.segment & 0xFFFF if self._narrow else device.segment
+        if "reset_works" in self._members:
             values["reset_works"] = int(device.reset_works)
         if self.generation.saved_state:
             saved = self._save_state(file)
@@ -129,7 +132,7 @@ class VfioHandler(FileHandler):
                 "rbar": list(file.bars),
                 "pci_saved_state_phys": saved,
             }
-        if self.generation.has_iommufd and file.iommufd is not None:
+        if self._has_iommufd and file.iommufd is not None:
             values["iommufd_ser"] = {"token": (file.iommufd.token or 0) & 0xFFFFFFFF}
         return self.kho.alloc_preserve(root.size, pack(root, values)), saved
 
@@ -159,10 +162,6 @@ class VfioHandler(FileHandler):
             file.iommufd.unpreserve_device(file.device)
         if self.pci is not None:
             self.pci.remove(file.device)
-
-
-def _narrow(root: Any) -> bool:
-    return bool(root.field("domain").size == 2)
 
 
 def _config_map(config: bytes) -> bytes:

@@ -125,26 +125,32 @@ def _put_between(few: Rows, many: Rows, join: bool) -> Rows:
         both = interleave(few, many)
         assert both is not None
         return merge(both) if join else both
-    places = np.searchsorted(many.iova, few.iova).tolist()
+    at = np.searchsorted(many.iova, few.iova)
+    places = at.tolist()
     rows = Rows(*(_splice(*pair, places) for pair in zip(many, few, strict=True)))
-    if join:
-        for number, place in enumerate(places):
-            at = place + number
-            if (at and _continues(rows, at)) or (
-                at + 1 < len(rows.iova) and _continues(rows, at + 1)
-            ):
-                return merge(rows)
-    return rows
+    return merge(rows) if join and _touch(few, many, at) else rows
 
 
-def _continues(rows: Rows, at: int) -> bool:
-    """Whether a row continues the one before it."""
-    size = int(rows.size[at - 1])
-    return (
-        int(rows.iova[at]) - int(rows.iova[at - 1]) == size
-        and int(rows.pa[at]) - int(rows.pa[at - 1]) == size
-        and int(rows.word[at]) == int(rows.word[at - 1])
+def _touch(few: Rows, many: Rows, at: npt.NDArray[np.intp]) -> bool:
+    """Whether rows to be put before those at ``at`` continue, or are continued by, a row."""
+    last = len(many.iova) - 1
+    before, after = many.pick(np.maximum(at - 1, 0)), many.pick(np.minimum(at, last))
+    return bool(
+        (
+            _continues(before, few)
+            | _continues(few, after)
+            | _continues(few.cut(0, -1), few.cut(1)).any()
+        ).any()
     )
+
+
+def _continues(one: Rows, other: Rows) -> npt.NDArray[np.bool_]:
+    """Whether each row of ``other`` continues that of ``one``."""
+    out: npt.NDArray[np.bool_] = other.iova - one.iova == one.size
+    if out.any():
+        out &= other.pa - one.pa == one.size
+        out &= other.word == one.word
+    return out
 
 
 def _splice(column: U64, few: U64, places: list[int]) -> U64:

@@ -91,9 +91,14 @@ class Decoder:
 
     def _report_runs(self, batch: Batch, starts: Slots, lengths: Slots) -> None:
         """Report runs that are neither leaves nor holes."""
-        kinds = batch.plan.kind_of(batch.flat[starts])
+        plan = batch.plan
+        if plan.binary:
+            if plan.format.nonzero_empty:
+                self.report(_FAULTS[Kind.EMPTY], batch, starts, int(lengths.sum()))
+            return
+        kinds = plan.kind_of(batch.flat[starts])
         for kind in np.bincount(kinds).nonzero()[0].tolist():
-            if kind != Kind.EMPTY or batch.plan.format.nonzero_empty:
+            if kind != Kind.EMPTY or plan.format.nonzero_empty:
                 which = (kinds == kind).nonzero()[0]
                 self.report(_FAULTS[kind], batch, starts[which], int(lengths[which].sum()))
 

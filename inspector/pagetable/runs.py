@@ -59,29 +59,34 @@ class Runs:
             starts = breaks.nonzero()[0]
             first = flat.take(starts, mode="clip")
             lengths = self._scratch.lengths(starts, len(flat))
-        some, every = or_and(first)
-        if (some ^ every) & ~plan.watched and not self._noisy:
-            self._noisy = True
-            return self.decode(batch)
+        leaf = None
+        if plan.binary and self._noisy:
+            leaf = (first & np.uint64(plan.format.present)) != 0
+        else:
+            some, every = or_and(first)
+            if (some ^ every) & ~plan.watched and not self._noisy:
+                self._noisy = True
+                return self.decode(batch)
+            if (some ^ every) & plan.kind_mask:
+                leaf = self._leaf(batch, first)
+            if leaf is None and plan.kind(every) != Kind.LEAF:
+                return None
         faults = None
         leaves = len(flat)
-        if (some ^ every) & plan.kind_mask:
-            leaf = self._leaf(batch, first)
-            if leaf is None:
-                return None
+        if leaf is not None:
             which = leaf.nonzero()[0]
-            leaves -= len(first) - len(which)
-            if int(np.count_nonzero(first)) != len(which):
-                faults = _faults(starts, lengths, first, leaf)
-            self.judge(batch, leaves)
-            starts = which if starts is None else starts.take(which, mode="clip")
-            if lengths is not None:
-                lengths = lengths.take(which, mode="clip")
-                leaves = leaves if faults is None else int(lengths.sum())
-            first = first.take(which, mode="clip")
+            others = len(first) - len(which)
+            if others:
+                leaves -= others
+                if int(np.count_nonzero(first)) != len(which):
+                    faults = _faults(starts, lengths, first, leaf)
+                self.judge(batch, leaves)
+                starts = which if starts is None else starts.take(which, mode="clip")
+                if lengths is not None:
+                    lengths = lengths.take(which, mode="clip")
+                    leaves = leaves if faults is None else int(lengths.sum())
+                first = first.take(which, mode="clip")
             some, every = or_and(first) if len(first) else (0, plan.watched)
-        elif plan.kind(every) != Kind.LEAF:
-            return None
         if plan.is_odd(some, every, batch.code):
             return None
         step = int(plan.entry_step)
@@ -93,12 +98,8 @@ class Runs:
     @staticmethod
     def _leaf(batch: Batch, first: U64) -> npt.NDArray[np.bool_] | None:
         """Which entries are leaves; None if some have a size of their own."""
-        plan = batch.plan
-        if plan.binary:
-            leaf: npt.NDArray[np.bool_] = (first & np.uint64(plan.format.present)) != 0
-            return leaf
-        kinds = plan.kind_of(first)
-        leaf = kinds == Kind.LEAF
+        kinds = batch.plan.kind_of(first)
+        leaf: npt.NDArray[np.bool_] = kinds == Kind.LEAF
         return None if (kinds == Kind.GROUP).any() else leaf
 
     def _rows(

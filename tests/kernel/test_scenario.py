@@ -1,0 +1,235 @@
+"""Scenario files: what they make, what they refuse, the shipped ones, chains, the verb."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abi.errors import UsageError
+from inspector import image as decoded_image
+from inspector.findings import Severity
+from inspector.kernel import scenario
+from inspector.kernel.scenario_file import Document, ScenarioError, parse_size
+
+#: Too large to run with every other test.
+LARGE = {"memfds-10000", "devices-100000"}
+
+HEAD = 'kernel = "linux-7.3"\n'
+
+
+def run(text: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    (cwd / "s.toml").write_text(text)
+    return subprocess.run(
+        [sys.executable, "-m", "inspector.cli.app", "simulate", *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent.parent), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(scenario.shipped()) - LARGE))
+def test_shipped_scenarios_are_decoded_without_a_complaint(name: str) -> None:
+    chosen = scenario.load(name)
+    image = chosen.run()
+    overrides = {
+        layer: chosen.kernel[layer]
+        for layer in ("pci", "vfio-pci", "iommu", "iommufd")
+        if chosen.kernel.has(layer)
+    }
+    with decoded_image.open(image.memory, overrides=overrides) as found:
+        assert [f for f in found.findings if f.severity >= Severity.WARNING] == []
+        assert found.root is not None
+        assert found.root.address == image.root
+        luo = image.kernel.luo_or_none
+        if luo is not None:
+            assert found.luo is not None
+            assert [s.name.decode() for s in found.luo.sessions] == [s.name for s in luo.sessions]
+            for seen, meant in zip(found.luo.sessions, luo.sessions, strict=True):
+                assert [f.token for f in seen.files] == list(meant.files)
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_large_scenarios_are_sound(name: str) -> None:
+    chosen = scenario.load(name)
+    assert chosen.title
+    assert len(chosen.steps) >= 10000
+
+
+def digest(image_of: scenario.Scenario, seed: int | None) -> str:
+    image = image_of.run(seed=seed)
+    found = hashlib.sha256()
+    for start, piece in image.memory.extents():
+        found.update(start.to_bytes(8, "little"))
+        found.update(piece)
+    return found.hexdigest()
+
+
+def test_a_seed_determines_the_image() -> None:
+    text = HEAD + (
+        '[machine]\nshuffle = true\nfragmentation = 0.4\n[[session]]\nname = "a"\n'
+        '[[session.file]]\ntoken = 1\nsize = "300K"\n[kho_test]\n'
+    )
+    chosen = scenario.parse(text)
+    assert digest(chosen, 5) == digest(scenario.parse(text), 5)
+    assert digest(chosen, 5) != digest(chosen, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "reason"),
+    [
+        ("x = 1", 1, "kernel", "is missing"),
+        ('kernel = "linux-9"', 1, "kernel", "no kernel 'linux-9'"),
+        ("kernel = 5", 1, "kernel", "is not a string"),
+        (HEAD + "kernels = 5", 2, "kernels", "did you mean 'kernel'?"),
+        (HEAD + 'seed = "x"', 2, "seed", "is no number"),
+        (HEAD + "seed = -1", 2, "seed", "does not fit in 64 bits"),
+        (HEAD + '[machine]\nram = ["12X"]', 3, "machine.ram", "no memory like"),
+        (HEAD + '[machine]\nram = ["1M", "2M@node1", "0+1M"]', 2, "machine", "overlaps"),
+        (HEAD + '[machine]\npage_size = "16K"', 2, "machine", "x86_64 has pages of 4096"),
+        (HEAD + 'moment = "later"', 2, "moment", "there are: outgoing, handoff"),
+        (HEAD + "[[session]]\n", 2, "session[0].name", "is missing"),
+        (HEAD + '[[session]]\nname = "a"\ncount = 2', 3, "session[0].name", "needs {i}"),
+        (HEAD + '[[session]]\nname = "a"\n[[session.file]]\n', 4, "token", "is missing"),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[session.file]]\ntoken = 1\nsiz = 3\nsize = 4',
+            6, "session[0].file[0].siz", "did you mean 'size'?",
+        ),
+        (
+            HEAD + '# comment\n[[session]]\nname = "a"\n[[session]]\nname = "a"',
+            5, "session[1]", "-EEXIST",
+        ),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[step]]\ndo = "close"\nsession = "b"',
+            4, "step[0]", "there is no session 'b'",
+        ),
+        (HEAD + '[[step]]\ndo = "clsoe"', 3, "step[0].do", "did you mean 'close'?"),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[step]]\ndo = "close"\nsession = "a"\n'
+            'expect = "EBUSY"', 7, "step[0].expect", "succeeded, not -EBUSY",
+        ),
+        (HEAD + '[[step]]\ndo = "finalize"\nexpect = "EFUNNY"', 4, "expect", "no error like"),
+        (HEAD + "[[fault]]\nname = 'session-cylce'\n", 3, "fault[0].name", "session-cycle"),
+        (HEAD + "[[fault]]\nname = 'session-cycle'\n", 3, "fault[0].name", "needs 1"),
+        ('kernel = "linux-6.17"\n[[session]]\nname = "a"', 2, "session[0]", "has no sessions"),
+        (HEAD + "[[reserve_mem]]\nname = 'a'\nsize = 0", 4, "reserve_mem[0].size", "is 0"),
+        (HEAD + "[machine]\ndevice = [\n { bdf = '00:99.0' },\n]", 3, "bdf", "no PCI address"),
+        (HEAD + '[[update]]\nkernel = "linux-6.17"', 2, "update[0]", "kho-refused"),
+    ],
+)  # fmt: skip
+def test_bad_scenarios_name_line_key_and_reason(
+    text: str, line: int, key: str, reason: str
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        scenario.parse(text, "s.toml").run()
+    message = str(caught.value)
+    assert message.startswith(f"s.toml:{line}: ")
+    assert key in message
+    assert reason in message
+    assert "\n" not in message
+    assert caught.value.exit_status == 2
+
+
+def test_broken_toml() -> None:
+    with pytest.raises(ScenarioError, match=r"^s.toml:2: "):
+        scenario.parse('kernel = "linux-7.3"\n[machine\n', "s.toml")
+
+
+def test_lines_of_keys() -> None:
+    text = (
+        'a = """\n[not.a.table]\nb = 1\n"""\nc = [\n 1, # ]\n 2,\n]\n[t]\n"q d" = 1\n'
+        "[[t.list]]\nx = 1\n[[t.list]]\nx = { y = 1 }\n[t.list.sub]\nz.w = 1\n"
+    )
+    lines = Document(text, "x").lines
+    assert lines[("c",)] == 5
+    assert lines[("t",)] == 9
+    assert lines[("t", "q d")] == 10
+    assert lines[("t", "list", 0, "x")] == 12
+    assert lines[("t", "list", 1, "x")] == 14
+    assert lines[("t", "list", 1, "sub", "z", "w")] == 16
+    assert ("b",) not in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("4K", 4096), ("1GiB", 1 << 30), ("0x1000", 4096), ("2 M", 2 << 20), (7, 7)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "4X", "-1", "1.5M", -1, True])
+def test_what_is_no_size(text: str | int) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'linux-7\.3'"):
+        scenario.load("linux-7-3")
+    with pytest.raises(UsageError, match="no such file"):
+        scenario.load("./none.toml")
+
+
+def test_chain_of_three_updates() -> None:
+    image = scenario.load("chain").run()
+    with decoded_image.open(image.memory) as found:
+        assert found.findings == []
+        assert found.luo is not None
+        assert found.luo.number == 4
+        assert found.kexec_metadata is not None
+        assert found.kexec_metadata.kexec_count == 4
+        files = {(s.name, f.token): f.state for s, f in found.luo.files()}
+        assert files[b"vm", 1].size == 4 << 20
+        assert files[b"vm", 2].pos == 200
+        assert (b"second", 1) in files
+    from inspector.kernel.memfd import pattern_bytes
+
+    for session in image.kernel.luo.sessions:
+        for token, entry in session.files.items():
+            content = entry.file.read(0, entry.file.size)
+            assert content == pattern_bytes(token, 0, entry.file.size)
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    good = HEAD + '[[session]]\nname = "a"\n[[session.file]]\ntoken = 1\ntext = "hello"\n'
+    done = run(good, "s.toml", "-o", "out.elf.zst", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with decoded_image.open(str(tmp_path / "out.elf.zst")) as found:
+        assert found.luo is not None
+        assert found.luo.sessions[0].name == b"a"
+    again = run(good, "s.toml", "-o", "out.elf.zst", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert run(good, "s.toml", "-o", "out.elf.zst", "--force", cwd=tmp_path).returncode == 0
+
+    bad = run(HEAD + "seeed = 1\n", "s.toml", "-o", "bad.elf", cwd=tmp_path)
+    assert bad.returncode == 2
+    assert bad.stderr == "kho: s.toml:2: seeed: no such key 'seeed'; did you mean 'seed'?\n"
+    assert not (tmp_path / "bad.elf").exists()
+
+    broken = run(good, "s.toml", "-o", "x.elf", "--fault", "session-cycle", cwd=tmp_path)
+    assert broken.returncode == 0
+    listed = run(good, "--list", cwd=tmp_path)
+    assert "linux-7.3 " in listed.stdout
+    assert "session-cycle" in run(good, "--faults", cwd=tmp_path).stdout
+    unmeasured = run('kernel = "linux-7.0"', "s.toml", "-o", "y.elf", cwd=tmp_path)
+    assert "no real one was measured" in unmeasured.stderr
+
+
+def test_present_zero_pages_take_no_room(tmp_path: Path) -> None:
+    text = HEAD + (
+        '[[session]]\nname = "a"\n[[session.file]]\ntoken = 1\nsize = "64M"\nfill = "head"\n'
+    )
+    assert run(text, "s.toml", "-o", "z.elf", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "z.elf").stat().st_size < 2 << 20
+    with decoded_image.open(str(tmp_path / "z.elf")) as found:
+        assert found.luo is not None
+        ((_, file),) = found.luo.files()
+        for pa in file.state.addresses.tolist()[1:50]:
+            assert found.memory.read(pa, 4096) == bytes(4096)

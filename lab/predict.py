@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
+from inspector import compat, memory
 from inspector.findings import Outcome
+from inspector.kernel.profile import profile
+from inspector.kernel.profile_file import Target
+from inspector.memory.base import PhysicalMemory
 from lab.build import Kernel
-from lab.host import LabError
 
 
-def predict(image: Path, kernel: Kernel) -> tuple[Outcome, list[str]]:
+def predict(image: Path | PhysicalMemory, kernel: Kernel) -> tuple[Outcome, list[str]]:
     """The outcome that ``kho compat`` predicts for an image and a kernel, and why.
 
-    Raises LabError if this checkout cannot predict.
+    The image is opened here, if it is a path. Raises UsageError if no profile of the
+    kernel's series is known.
     """
-    raise LabError("this checkout cannot predict outcomes")
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise LabError(f"this checkout has no {error.name}") from None
+    target = Target(profile("linux-{}.{}".format(*kernel.version.series)))
+    if isinstance(image, PhysicalMemory):
+        verdict = compat.judge(image, target)
+    else:
+        with memory.open(str(image)) as opened:
+            verdict = compat.judge(opened, target)
+    return verdict.outcome, [str(reason) for reason in verdict.reasons]

@@ -100,7 +100,7 @@ def _regions(
 
 #: Messages of the hand-over's parts, and the kernel's own alarms.
 _OURS = re.compile(
-    r"(KHO|kho_\w+|luo_\w+|memfd_luo|test_kho|liveupdate|shmem): |"
+    r"(KHO|kho\w*|luo\w*|memfd_luo|test_kho|liveupdate|shmem): |"
     r"WARNING: |BUG: |Oops|Bad page|.*reserve_mem"
 )
 #: At or below this level a message warns.

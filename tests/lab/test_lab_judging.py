@@ -114,12 +114,14 @@ def test_warnings_are_told_from_chatter():
         "<4>[    0.200000] KHO: broken KHO subnode 'x'\n"
         "<4>[    0.300000][    T1] WARNING: kernel/liveupdate/x.c:1 at f\n"
         "<3>[    1.000000] memfd_luo: failed\n"
+        "<4>[    1.100000] luo: Failed to insert session [vm] -17\n"
         "<6>[    1.000000] Command line: kho=on reserve_mem=1M:4096:x\n"
     )
     assert report.warnings_of(log) == [
         "KHO: broken KHO subnode 'x'",
         "WARNING: kernel/liveupdate/x.c:1 at f",
         "memfd_luo: failed",
+        "luo: Failed to insert session [vm] -17",
     ]
 
 

@@ -22,6 +22,8 @@ from inspector.memory.segments import Kind, build
 
 FLAT_MAGIC = b"makedumpfile\0\0\0\0"
 _HEADER_SIZE = 4096
+#: A bitmap of 8 TiB in pages of 4 KiB: what is larger must be in the file.
+_MAX_PADDED = 1 << 28
 # Writers of this format fill a buffer before they write a record: many tiny ones are an
 # attack on memory, of which each record costs some.
 _FEW_RECORDS, _TINY_RECORD = 1 << 20, 256
@@ -41,6 +43,10 @@ class PlainFile:
         if not 0 <= offset <= offset + size <= self.size:
             raise truncated(self.name, what, offset + size, self.size)
         return self.file.data[offset : offset + size]
+
+    def padded(self, offset: int, size: int, what: str) -> memoryview:
+        """As :meth:`view`, with zeros for what was never written (holes)."""
+        return self.view(offset, size, what)
 
     def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of a range that are not holes."""
@@ -114,6 +120,22 @@ class FlattenedFile(PlainFile):
             parts.append(self.file.data[begin : begin + length])
             at += length
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def padded(self, offset: int, size: int, what: str) -> memoryview:
+        """As :meth:`view`, with zeros for what no record covers.
+
+        makedumpfile writes no records for blocks of a bitmap that are all zero.
+        """
+        if size > _MAX_PADDED or self.covers(offset, offset + size):
+            return self.view(offset, size, what)
+        if offset + size > self.size:
+            raise truncated(self.name, what, offset + size, self.size)
+        out = bytearray(size)
+        for first, last, _, place in self.table.overlapping(offset, offset + size):
+            out[first - offset : last + 1 - offset] = self.file.data[
+                place : place + last + 1 - first
+            ]
+        return memoryview(out).toreadonly()
 
     def data_ranges(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of a range that some record covers."""

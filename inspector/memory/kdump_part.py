@@ -110,7 +110,7 @@ class DumpPart:
 
     def _bitmap(self, offset: int, bits: int) -> PageBitmap:
         size = (bits + 63) // 64 * 8
-        view = self.data.view(offset, size, "a page bitmap")
+        view = self.data.padded(offset, size, "a page bitmap")
         words: U64Array = np.frombuffer(view, "<u8")
 
         def ranges(first: int, end: int) -> Iterator[tuple[int, int]]:

@@ -267,8 +267,6 @@ class Luo:
         handlers: Iterable[FileHandler] = (),
         flbs: Iterable[Flb] = (),
     ) -> None:
-        if generation.root == "fdt" and generation.strings[0] == "luo-v2":
-            raise UsageError("luo-v2 is known by its string only: it cannot be written")
         self.kho = kho
         self.generation = generation
         self.number = number
@@ -281,6 +279,10 @@ class Luo:
         if generation.files != "none":
             self.file_entry = self._layout("luo_file_ser")
         self.address = kho.alloc_preserve(page)
+        #: Where struct luo_ser lies: the blob itself, but for luo-v2, where a tree leads to it.
+        self._struct_at = 0
+        if "luo_ser" in generation.layouts:
+            self._struct_at = kho.alloc_preserve(page) if generation.root == "fdt" else self.address
         self._sessions_at = self._flbs_at = 0
         self._blocks: BlockList | None = None
         if generation.sessions == "blocks":
@@ -397,8 +399,10 @@ class Luo:
         self.kho.machine.memory.write(self._flbs_at, head + records.tobytes())
 
     def _write_root(self) -> int:
-        if self.generation.root == "fdt":
-            return self._write_fdt()
+        size = self._write_struct() if self._struct_at else 0
+        return self._write_fdt() if self.generation.root == "fdt" else size
+
+    def _write_struct(self) -> int:
         ser = self._layout("luo_ser")
         values: dict[str, Any] = {
             "liveupdate_num": self.number,
@@ -409,9 +413,9 @@ class Luo:
             bits = abi_luo.LUO_FEATURE_NUMBER | abi_luo.LUO_FEATURE_SESSIONS
             bits |= abi_luo.LUO_FEATURE_FLBS
             values["features"] = {"supp": bits, "req": bits, "active": bits}
-        else:
+        elif self.generation.string_size:
             values["compatible"] = self.generation.strings[0].encode()
-        self.kho.machine.memory.write(self.address, pack(ser, values))
+        self.kho.machine.memory.write(self._struct_at, pack(ser, values))
         return ser.size
 
     def _write_fdt(self) -> int:
@@ -419,6 +423,17 @@ class Luo:
         writer = FdtWriter(self.kho.machine.page_size)
         writer.begin_node("")
         writer.property_string("compatible", strings[0])
+        if self._struct_at:
+            writer.property_u64(abi_luo.LUO_FDT_ABI_HEADER, self._struct_at)
+        else:
+            self._write_nodes(writer)
+        writer.end_node()
+        blob = writer.finish()
+        self.kho.machine.memory.write(self.address, writer.page())
+        return len(blob)
+
+    def _write_nodes(self, writer: FdtWriter) -> None:
+        strings = self.generation.strings
         writer.property_u64(abi_luo.LUO_FDT_LIVEUPDATE_NUM, self.number)
         nodes = [
             (abi_luo.LUO_FDT_SESSION_NODE_NAME, abi_luo.LUO_FDT_SESSION_HEADER, strings[1:2]),
@@ -432,7 +447,3 @@ class Luo:
                 writer.property_string("compatible", string[0])
                 writer.property_u64(header, at)
                 writer.end_node()
-        writer.end_node()
-        blob = writer.finish()
-        self.kho.machine.memory.write(self.address, writer.page())
-        return len(blob)

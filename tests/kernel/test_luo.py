@@ -19,9 +19,11 @@ from inspector.kernel.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, pattern_bytes
 
 RELEASES = ("6.19", "7.0", "7.1", "7.2", "7.3")
 DEVELOPMENT = (
+    "linux-7.1+luo=luo-v2",
     "linux-7.2+luo=luo-v3",
     "linux-7.2+luo=luo-v4",
     "linux-7.2+luo=luo-v3-kho-block-v1",
+    "linux-7.2+luo=luo-v4-kho-block-v1",
     "linux-7.2+luo=luo-v5-block-v1",
     "linux-7.3+luo=luo-features+memfd=memfd-features",
     "linux-7.1+memfd=memfd-v2-early",

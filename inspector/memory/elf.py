@@ -152,4 +152,7 @@ def _table(file: ImageFile, headers: Headers, zero: U64Array) -> SegmentTable:
     kind = np.repeat(np.array([Kind.STORED, Kind.ZERO, Kind.EXCLUDED], np.uint8), counts)
     offset = np.zeros(sum(counts), np.int64)
     offset[: len(stored)] = stored["offset"]
-    return build(first, last, kind, offset)
+    try:
+        return build(first, last, kind, offset)
+    except UnreadableError as error:
+        raise UnreadableError(f"{file.name}: {error}") from None

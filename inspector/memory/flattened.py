@@ -97,13 +97,16 @@ class FlattenedFile(PlainFile):
             where.append(at)
             at += size
         count = len(first)
-        self.table = build(
-            np.frombuffer(first, np.uint64),
-            np.frombuffer(last, np.uint64),
-            np.full(count, Kind.STORED, np.uint8),
-            np.frombuffer(where, np.int64),
-            -np.arange(count),
-        )
+        try:
+            self.table = build(
+                np.frombuffer(first, np.uint64),
+                np.frombuffer(last, np.uint64),
+                np.full(count, Kind.STORED, np.uint8),
+                np.frombuffer(where, np.int64),
+                -np.arange(count),
+            )
+        except UnreadableError as error:
+            raise UnreadableError(f"{name}: {error}") from None
         self.size = max(last, default=-1) + 1
 
     def view(self, offset: int, size: int, what: str) -> memoryview:

@@ -47,8 +47,15 @@ class MappedMemory(PhysicalMemory):
         self._words: U64Array = np.frombuffer(data[: len(data) & ~7], "<u8")
         self._data_ranges = data_ranges
         self._regions: tuple[Region, ...] | None = None
+        # By piece, with one in front for addresses below all: the end of stored memory
+        # (0 where nothing is stored), and what makes an offset of an address.
+        stored = table.kind == Kind.STORED
+        self._ends = np.zeros(len(table) + 1, np.uint64)
+        self._ends[1:] = np.where(stored, table.last + np.uint64(1), np.uint64(0))
+        self._deltas = np.zeros(len(table) + 1, np.uint64)
+        self._deltas[1:] = table.offset.view(np.uint64) - table.first
         self._spans: dict[int, Span] = {}
-        self._views: dict[tuple[int, int], U8Array] = {}
+        self._views: dict[tuple[int, int, int], U8Array] = {}
         # The stored piece that was read last: [base, base + room) at offset delta + address.
         # One tuple, so that threads see all of it or nothing.
         self._current = (0, 0, 0)
@@ -150,26 +157,20 @@ class MappedMemory(PhysicalMemory):
             inside = addresses - np.uint64(base)
             high = int(inside.max())
         if high <= room - size:
-            begin = base + delta
-            if out is None:
-                parts = self._page_parts(inside.view(np.int64) + begin, size)
-                if parts is not None:
-                    return parts
-            rows = np.empty((n, size), np.uint8) if out is None else out[:n]
-            if size & (size - 1) or int(np.bitwise_or.reduce(inside)) & (size - 1):
-                self._take(inside.view(np.int64) + begin, size, rows)
-            else:
-                number = inside >> np.uint64(size.bit_length() - 1)
-                view = self._rows(begin, room // size, size)
-                # mode: "raise" would buffer the whole output; the indices are in range.
-                np.take(view, number.view(np.int64), axis=0, out=rows, mode="clip")
-            return rows
-        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
+            return self._pick(inside, base + delta, room, size, out)
+        # Else all may lie in stored pieces, if not in one.
         table = self._table
+        piece = np.searchsorted(table.first, addresses, "right")
+        if int(addresses.max()) < (1 << 64) - size and bool(
+            (addresses + np.uint64(size) <= self._ends[piece]).all()
+        ):
+            places = addresses + self._deltas[piece]
+            return self._pick(places, 0, len(self._bytes), size, out)
+        rows = np.empty((n, size), np.uint8) if out is None else out[:n]
         if not len(table):
             rows[:] = 0
             return rows
-        index = np.searchsorted(table.first, addresses, "right") - 1
+        index = piece - 1
         inside = addresses - table.first[index]  # wraps if there is no such piece
         reach = table.last[index] - table.first[index]
         whole = (index >= 0) & (inside <= reach) & (reach - inside >= np.uint64(size - 1))
@@ -188,14 +189,32 @@ class MappedMemory(PhysicalMemory):
                     rows[row] = np.frombuffer(self._read_pieces(pa, size), np.uint8)
         return rows
 
+    def _pick(
+        self, inside: U64Array, begin: int, room: int, size: int, out: U8Array | None
+    ) -> U8Array:
+        """``size`` bytes at offsets that are all inside ``[begin, begin + room)``."""
+        if out is None:
+            parts = self._page_parts(inside.view(np.int64) + begin, size)
+            if parts is not None:
+                return parts
+        rows = np.empty((len(inside), size), np.uint8) if out is None else out[: len(inside)]
+        if size & (size - 1) or int(np.bitwise_or.reduce(inside)) & (size - 1):
+            self._take(inside.view(np.int64) + begin, size, rows)
+        else:
+            number = inside >> np.uint64(size.bit_length() - 1)
+            view = self._rows(begin, room // size, size)
+            # mode: "raise" would buffer the whole output; the indices are in range.
+            np.take(view, number.view(np.int64), axis=0, out=rows, mode="clip")
+        return rows
+
     def _rows(self, begin: int, count: int, size: int) -> U8Array:
         """A piece of the buffer as rows; the views of the last pieces are kept."""
-        view = self._views.get((begin, size))
+        view = self._views.get((begin, count, size))
         if view is None:
             view = self._bytes[begin : begin + count * size].reshape(count, size)
             if len(self._views) >= 256:
                 self._views.clear()
-            self._views[begin, size] = view
+            self._views[begin, count, size] = view
         return view
 
     def _page_parts(self, offsets: I64Array, size: int) -> U8Array | None:

@@ -74,6 +74,19 @@ def test_pages_across_many_segments(tmp_path: Path) -> None:
     image.close()
 
 
+def test_a_segment_at_the_start_of_the_file(tmp_path: Path) -> None:
+    data = bytearray(core([(0x9000, b"\1" * 4096, 4096), (0x3000, b"\2" * 8192, 8192)]))
+    struct.pack_into("<Q", data, 64 + 8, 0)  # p_offset of the first: the ELF header itself
+    with opened(tmp_path, bytes(data)) as image:
+        first = image.gather(np.array([0x9000], np.uint64), 4096, np.empty((1, 4096), np.uint8))
+        assert first.tobytes() == bytes(data[:4096])
+        pages = np.array([0x4000, 0x9000, 0x3000], np.uint64)
+        rows = image.gather(pages, 4096, np.empty((3, 4096), np.uint8))
+        assert [bytes(row[:4]) for row in rows] == [b"\2" * 4, b"\x7fELF", b"\2" * 4]
+        again = image.gather(np.array([0x9000], np.uint64), 4096)
+        assert again.tobytes() == bytes(data[:4096])
+
+
 def test_more_segments_than_e_phnum_can_count(tmp_path: Path) -> None:
     count = 70_000
     segments = [(i * 32, struct.pack("<QQ", i, ~i & (1 << 64) - 1), 16) for i in range(count)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_model import CORPUS, Model, check, core
 
@@ -166,6 +166,38 @@ def test_no_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(UnreadableError, match="Permission denied"):
         memory.open(path)
+
+
+@given(
+    st.sampled_from(
+        [
+            b"",
+            b"\x7fELF\x02\x01\x01",
+            b"KDUMP   \6\0\0\0",
+            b"DISKDUMP",
+            b"\x28\xb5\x2f\xfd",
+            b"makedumpfile\0\0\0\0" + bytes(7) + b"\1" + bytes(7) + b"\1",
+            b"\x5a\x2a\x4d\x18",
+        ]
+    ),
+    st.binary(max_size=600),
+    st.sampled_from([0, 4096, 8192]),
+)
+@settings(max_examples=200)
+def test_any_bytes_open_or_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, magic: bytes, data: bytes, size: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "file"
+    path.write_bytes((magic + data).ljust(size, b"\0"))
+    try:
+        image = memory.open(path)
+    except UnreadableError as error:
+        assert str(error).isprintable()  # noqa: PT017
+        return
+    with image:
+        for region in image.regions[:10]:
+            assert image.state(region.start, 1) == region.state
+        assert sum(len(piece) for _, piece in image.extents()) <= 1 << 24
 
 
 def test_names_cannot_reach_the_terminal(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Page bitmaps: membership, rank and runs of set bits, in bulk.
 
 A bitmap of a large dump stays where it is, in the mapped file; only the number of set
-bits before every 4096th is kept (1/64 of its size), and nothing for holes of the file.
+bits before every 1024th is kept (1/16 of its size), and nothing for holes of the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from inspector.memory.segments import I64Array
 
 BoolArray = npt.NDArray[np.bool_]
 
-_BLOCK_WORDS = 64
+_BLOCK_WORDS = 16
+_BLOCK_SHIFT = 10  # a block has 1024 bits
 _CHUNK_WORDS = 1 << 16
 _ALL = np.uint64((1 << 64) - 1)
 
@@ -70,7 +71,7 @@ class PageBitmap:
         pfns = np.minimum(pfns, np.uint64(self.bits)).astype(np.int64)
         if not len(first):
             return np.zeros(len(pfns), np.int64)
-        block = pfns >> 12
+        block = pfns >> _BLOCK_SHIFT
         chunk = np.maximum(np.searchsorted(first, block, "right") - 1, 0)
         inside = np.clip(block - first[chunk], 0, count[chunk])
         ranks: I64Array = before[place[chunk] + inside]
@@ -78,7 +79,7 @@ class PageBitmap:
         last = len(self._words) - 1
         for at in range(0, len(pfns), 4096):
             part = pfns[at : at + 4096]
-            index = (part >> 12)[:, None] * _BLOCK_WORDS + column
+            index = (part >> _BLOCK_SHIFT)[:, None] * _BLOCK_WORDS + column
             words = self._words[np.minimum(index, last)]
             keep = np.clip(part[:, None] - index * 64, 0, 64)
             # A shift by 64 is undefined: halve it, and drop the rest by hand.
@@ -89,7 +90,7 @@ class PageBitmap:
         return ranks
 
     def _directory(self) -> tuple[I64Array, I64Array, I64Array, I64Array]:
-        """Bits before each block of 4096, of the chunks that hold data.
+        """Bits before each block of 1024, of the chunks that hold data.
 
         Per chunk: first block, number of blocks, and where its numbers begin in the last
         column, which has one more than blocks for each chunk.

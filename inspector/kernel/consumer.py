@@ -23,9 +23,11 @@ from typing import Any
 
 from abi import fdt
 from inspector.findings import Finding, Findings, Outcome
-from inspector.kernel import incoming, memory_file, revive
+from inspector.kernel import device_files, devices, incoming, memory_file, revive
 from inspector.kernel.boot import INITRD_SIZE, KERNEL_SIZE, Booting, early
 from inspector.kernel.clients import ReserveMem
+from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
+from inspector.kernel.devices import Devices
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.frames import FrameSet
 from inspector.kernel.hardware import Hardware
@@ -81,11 +83,12 @@ class Session:
 class Consumer:
     """A booted kernel and what it took over. Made by :func:`boot`."""
 
-    def __init__(self, state: Booting, hardware: Hardware | None) -> None:
+    def __init__(self, state: Booting) -> None:
         self.state = state
-        self.hardware = hardware
         self.clients = Clients({})
         self.luo: Incoming | None = None
+        #: IOMMU and PCI state; None before LUO is up.
+        self.devices: Devices | None = None
         #: What user space has retrieved, in that order.
         self.files: list[Any] = []
         self.booted = False
@@ -219,15 +222,15 @@ class Consumer:
                 file.file = self._retrieve(session, file)
             except KernelErrno as error:
                 file.error = error
-                self._file_error(file, Outcome.FILE_ERROR, str(error), error.name)
+                self.file_error(file, Outcome.FILE_ERROR, str(error), error.name)
                 raise
             except Absent as lack:
                 file.error = KernelErrno("EIO", f"page {lack.address:#x} is not in the image")
-                self._file_error(file, Outcome.CANNOT_TELL, file.error.reason, address=lack.address)
+                self.file_error(file, Outcome.CANNOT_TELL, file.error.reason, address=lack.address)
                 raise file.error from None
             except PageFault as fault:
                 file.error = KernelErrno("EIO", f"a page fault at {fault.address:#x}")
-                self._file_error(
+                self.file_error(
                     file, Outcome.BOOT_FAILS,
                     f"retrieving reads {fault.address:#x}, which is not there: a page fault",
                     address=fault.address,
@@ -239,9 +242,13 @@ class Consumer:
     def _retrieve(self, session: SessionEntry, file: FileEntry) -> Any:
         if file.layer == "memfd":
             return memory_file.retrieve(self.state, file)
+        if self.devices is not None and file.layer == "iommufd":
+            return device_files.retrieve_iommufd(self.devices, file)
+        if self.devices is not None and file.layer == "vfio-pci":
+            return device_files.retrieve_vfio(self.devices, session, file)
         raise KernelErrno("EOPNOTSUPP", f"files of handler {file.compatible!r} are not modelled")
 
-    def _file_error(
+    def file_error(
         self,
         file: FileEntry,
         outcome: Outcome,
@@ -249,6 +256,7 @@ class Consumer:
         errno: str = "",
         address: int | None = None,
     ) -> None:
+        """Record what goes wrong with a file."""
         shown = self.state.view.present(file.address, 64)
         self.state.reasons.add(
             outcome,
@@ -270,12 +278,12 @@ class Consumer:
             try:
                 self._finish(session, file)
             except Absent as lack:
-                self._file_error(
+                self.file_error(
                     file, Outcome.CANNOT_TELL, f"page {lack.address:#x} is not in the image",
                     address=lack.address,
                 )  # fmt: skip
             except PageFault as fault:
-                self._file_error(
+                self.file_error(
                     file, Outcome.BOOT_FAILS, f"finishing reads {fault.address:#x}: a page fault",
                     address=fault.address,
                 )  # fmt: skip
@@ -283,11 +291,17 @@ class Consumer:
         session.finished = True
 
     def _can_finish(self, session: SessionEntry, file: FileEntry) -> bool:
+        if file.layer == "iommufd":
+            return isinstance(file.file, RestoredIommufd) and file.file.can_finish()
+        if file.layer == "vfio-pci":
+            return isinstance(file.file, RestoredVfio) and file.file.opened
         return True
 
     def _finish(self, session: SessionEntry, file: FileEntry) -> None:
         if file.layer == "memfd":
             memory_file.finish(self.state, file)
+        elif file.layer == "iommufd":
+            release(self.state, file.data)
 
 
 def boot(
@@ -321,11 +335,13 @@ def boot(
     state.behaviours = behaviours or {}
     if not kernel.measured:
         state.notes.append(f"linux-{kernel.release} is modelled, no real one was measured")
-    consumer = Consumer(state, hardware)
+    consumer = Consumer(state)
     if not early(state, kernel_size, initrd_size):
         return consumer
     consumer.clients = revive.revive(state, reserve_mem)
     consumer.luo = incoming.start(state)
+    if consumer.luo is not None:
+        consumer.devices = devices.start(state, consumer.luo, hardware)
     consumer.booted = state.reasons.outcome is not Outcome.BOOT_FAILS
     return consumer
 
@@ -415,6 +431,7 @@ def consume(
                 consumer.retrieve_file(entry, file)
             except KernelErrno as error:
                 result.errors[file.path] = error
+        _use_devices(result, entry)
     for session in reversed(done) if finish else ():
         try:
             session.finish()
@@ -423,6 +440,26 @@ def consume(
     result.finished = finish
     _note_seals(consumer)
     return result
+
+
+def _use_devices(result: Result, session: SessionEntry) -> None:
+    """What a virtual machine monitor does: claim every HWPT, open and move every device."""
+    for file in session.files:
+        if isinstance(file.file, RestoredIommufd):
+            for token in file.file.hwpts:
+                try:
+                    file.file.restore_hwpt(token)
+                except KernelErrno as error:
+                    result.errors[f"{file.path}/hwpts/{token:#x}"] = error
+                    result.consumer.file_error(file, Outcome.FILE_ERROR, str(error), error.name)
+    for file in session.files:
+        if isinstance(file.file, RestoredVfio):
+            file.file.open()
+            try:
+                file.file.replace()
+            except KernelErrno as error:
+                result.errors[file.path] = error
+                result.consumer.file_error(file, Outcome.FILE_ERROR, str(error), error.name)
 
 
 def _note_seals(consumer: Consumer) -> None:

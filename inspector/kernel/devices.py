@@ -1,0 +1,498 @@
+"""IOMMU and PCI state in the kernel that takes over.
+
+At boot the IOMMU core reads its FLB, the drivers take their tables over and reserve domain ids,
+and each device that was handed over gets its domain back. Memory that was not preserved is a
+BUG there: the hardware may be using it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from abi import vtd
+from abi.iommu import FIRST_DID, INCOMING, Header, IommuGeneration
+from abi.pagetable import Format, lookup
+from abi.pagetable.format import Kind
+from abi.pci import PciGeneration
+from abi.schema import Struct
+from inspector.findings import Findings, Outcome
+from inspector.kernel.boot import Booting
+from inspector.kernel.hardware import Hardware, PciDevice, UnitType, format_bdf
+from inspector.kernel.incoming import FlbEntry, Incoming, read_flbs
+from inspector.kernel.pages import take_folio, take_folios
+from inspector.kernel.view import Absent, PageFault
+from inspector.memory.base import U64Array
+from inspector.pagetable.plan import level_plans
+from inspector.pagetable.tree import table as describe
+from inspector.survey import Survey
+from inspector.walk.iommu import Device, IommuState, Unit, flatten, walk_iommu
+from inspector.walk.pci import walk_pci
+
+#: Kernel addresses that the model gives to restored domains.
+_POINTERS = 0xFFFF_8880_0000_0000
+#: Page tables of one domain; more are no sound tree.
+_MAX_TABLES = 1 << 22
+_TEST_FLB = b"liveupdate-test-flb-"
+
+
+class Bug(Exception):
+    """The kernel stops: what, where."""
+
+    def __init__(self, message: str, path: str, address: int | None, dmesg: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.address = address
+        self.dmesg = dmesg
+
+
+@dataclass(slots=True, eq=False)
+class RestoredDomain:
+    """A domain that is in use again. ``tables`` are the pages of its page table."""
+
+    address: int
+    top_table: int
+    top_level: int
+    format: str
+    pointer: int
+    tables: int
+    #: Devices whose DMA it translates, (segment << 16 | bdf).
+    devices: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Devices:
+    """What a kernel took over of IOMMU and PCI state.
+
+    ``domains`` by the address of their object; ``devices`` by (segment << 16 | bdf), the
+    address of the domain object each uses; ``failed`` are devices whose probe failed. ``dids``
+    are the reserved domain ids by unit. ``pci`` is None where no PCI state was read.
+    """
+
+    boot: Booting
+    hardware: Hardware
+    #: Whether the machine was given; else it is what the image speaks of.
+    hardware_known: bool = True
+    flbs: dict[bytes, FlbEntry] = field(default_factory=dict)
+    iommu: IommuState | None = None
+    domains: dict[int, RestoredDomain] = field(default_factory=dict)
+    devices: dict[int, int] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    dids: dict[int, set[int]] = field(default_factory=dict)
+    pci: set[int] | None = None
+    pci_error: str = ""
+
+    def device(self, segment: int, bdf: int) -> PciDevice | None:
+        """A device of the machine."""
+        return self.hardware.device(segment, bdf)
+
+
+def start(boot: Booting, luo: Incoming, hardware: Hardware | None) -> Devices:
+    """What boot does with the FLBs. A BUG or panic becomes a reason.
+
+    ``hardware`` None: the machine is what the image speaks of, as its writer meant it.
+    """
+    found = Devices(boot, hardware or Hardware(), hardware is not None)
+    path: str = "/LUO/flbs"
+    try:
+        _find_flbs(found, luo)
+        if hardware is None and found.flbs:
+            from inspector.kernel.device_files import hardware_of
+
+            found.hardware = hardware_of(boot)
+        _pci(found)
+        iommu = found.flbs.get(_name(boot, "iommu"))
+        if iommu is not None and boot.kernel.has("iommu"):
+            path = iommu.path
+            _iommu(found, iommu)
+    except Bug as bug:
+        if bug.dmesg and boot.ignores("iommu-mismatch"):
+            boot.reasons.add(
+                Outcome.STATE_LOST, f"IOMMU state is ignored: {bug}", path=bug.path,
+                address=bug.address,
+            )  # fmt: skip
+            return found
+        shown = bug.address is not None and boot.view.present(bug.address, 32)
+        boot.reasons.add(
+            Outcome.BOOT_FAILS, str(bug), path=bug.path, address=bug.address,
+            data=boot.view.read(bug.address or 0, 32) if shown else b"",
+            dmesg=bug.dmesg or "kernel BUG at",
+        )  # fmt: skip
+    except Absent as lack:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL, "device state is not in the image", path=path,
+            address=lack.address,
+        )  # fmt: skip
+    except PageFault as fault:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS, f"device state leads to {fault.address:#x}, outside memory",
+            path=path, address=fault.address, dmesg="unable to handle page fault",
+        )  # fmt: skip
+    return found
+
+
+def _name(boot: Booting, layer: str) -> bytes:
+    generation = boot.kernel.get(layer)
+    return generation.strings[0].encode() if generation is not None else b""
+
+
+def _find_flbs(found: Devices, luo: Incoming) -> None:
+    boot = found.boot
+    ours = {_name(boot, "iommu"), _name(boot, "pci")} - {b""}
+    for flb in read_flbs(boot, luo):
+        if flb.name in ours and flb.name not in found.flbs:
+            found.flbs[flb.name] = flb
+        elif not flb.name.startswith(_TEST_FLB) and flb.name not in ours:
+            text = flb.name.decode("utf-8", "backslashreplace")
+            what = (
+                ": translation is turned off, DMA of its devices faults"
+                if b"iommu" in flb.name
+                else ""
+            )
+            boot.reasons.add(
+                Outcome.STATE_LOST, f"nobody asks for the FLB {text!r}{what}", path=flb.path,
+                address=flb.address,
+            )  # fmt: skip
+
+
+# -- PCI ----------------------------------------------------------------------------------------
+
+
+def _pci(found: Devices) -> None:
+    boot = found.boot
+    generation = boot.kernel.get("pci")
+    flb = found.flbs.get(_name(boot, "pci"))
+    if flb is None or not isinstance(generation, PciGeneration):
+        return
+    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=8))
+    state = walk_pci(survey, generation, flb.data, flb.path)
+    _holes(found, survey, flb.path)
+    error = ""
+    if state is None:
+        error = "its root cannot be read"
+    else:
+        wanted = generation.constants.get("PCI_LUO_FLB_VERSION")
+        if wanted is not None and state.version != wanted:
+            error = f"version {state.version}, not {wanted}"
+        for item in survey.findings.items:
+            if item.code in ("KHO-PCI-003", "KHO-LST-001", "KHO-LST-005", "KHO-LST-007"):
+                error = error or item.message
+    if error:
+        found.pci_error = f"the PCI state is refused: {error}"
+        boot.reasons.add(
+            Outcome.STATE_LOST, f"{found.pci_error}; its devices are set up as new ones",
+            path=flb.path, address=flb.data, errno="EINVAL",
+        )  # fmt: skip
+        return
+    assert state is not None
+    found.pci = {d.domain << 16 | d.bdf for d in state.devices}
+    for device in state.devices:
+        if found.device(device.domain, device.bdf) is None:
+            boot.reasons.add(
+                Outcome.STATE_LOST, f"no device {device.name} in this machine", path=device.path,
+                address=device.address,
+            )  # fmt: skip
+
+
+def _holes(found: Devices, survey: Survey, path: str) -> None:
+    for address, _ in survey.holes[:1]:
+        if found.boot.view.in_ram(address) is False:
+            raise PageFault(address)
+        raise Absent(address)
+
+
+# -- IOMMU core ---------------------------------------------------------------------------------
+
+
+def _iommu(found: Devices, flb: FlbEntry) -> None:
+    boot = found.boot
+    generation = boot.kernel["iommu"]
+    assert isinstance(generation, IommuGeneration)
+    if generation.flb is None:
+        boot.notes.append(f"{generation.id}: no layout of this posting is known")
+        return
+    values = generation.flb.unpack(boot.view.read(flb.data, generation.flb.size))
+    version = values.get("version")
+    if version is not None and version != generation.version:
+        raise Bug(
+            f"IOMMU state of version {version}, this kernel knows {generation.version}: panic",
+            flb.path, flb.data, "Kernel panic",
+        )  # fmt: skip
+    for kind in generation.arrays:
+        if not values[kind.root]:
+            field_at = flb.data + generation.flb.field(kind.root).offset
+            raise Bug(f"{kind.root} is 0: panic", flb.path, field_at, "Kernel panic")
+    _take(found, flb.data, flb.path, "the root of the IOMMU state")
+    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=8))
+    state = walk_iommu(survey, generation, flb.data, flb.path)
+    assert state is not None
+    for objects in (state.units, state.domains, state.devices):
+        what = f"a page of the array of {objects.kind.name}"
+        for page in objects.array.pages.tolist():
+            _take(found, page, objects.path, what)
+    _broken_arrays(found, survey)
+    found.iommu = state
+    for unit in state.units.live():
+        if unit.live:
+            _unit(found, state, unit)
+    for device in _live_devices(state):
+        _device(found, state, device)
+    _unmatched(found, state)
+
+
+def _broken_arrays(found: Devices, survey: Survey) -> None:
+    for item in survey.findings.items:
+        if item.code.startswith(("KHO-LST-001", "KHO-LST-002")):
+            raise Bug(f"{item.message}: the walk does not end, or a page is restored twice",
+                      item.path, item.address)  # fmt: skip
+        if item.code.startswith("KHO-MEM-004"):
+            raise Bug(item.message, item.path, item.address)
+        if item.code == "KHO-LST-005":
+            found.boot.reasons.add(
+                Outcome.CANNOT_TELL, f"{item.message}: what lies behind the page is read",
+                path=item.path, address=item.address,
+            )  # fmt: skip
+    _holes(found, survey, "/LUO/flbs")
+
+
+def _live_devices(state: IommuState) -> Iterator[Device]:
+    # Up to the second posting a device stays unmarked when its domain is deleted.
+    marks = state.generation.header is Header.FLAGS
+    for device in state.devices.live():
+        if not device.ref_count:
+            continue
+        if not marks:
+            domain = state.domains.at(device.domain_phys)
+            if domain is not None and domain.deleted:
+                continue
+        yield device
+
+
+def _take(found: Devices, address: int, path: str, what: str) -> int:
+    """Restore a page that must have been preserved; its order. Raises Bug."""
+    order = take_folio(found.boot, address >> found.boot.view.page_shift)
+    if order < 0:
+        raise Bug(f"{what} at {address:#x} is not preserved: BUG", path, address)
+    return order
+
+
+def _take_many(found: Devices, addresses: U64Array, path: str, what: str) -> None:
+    orders = take_folios(found.boot, addresses >> np.uint64(found.boot.view.page_shift))
+    if (orders < 0).any():
+        at = int(addresses[int((orders < 0).argmax())])
+        raise Bug(f"{what} at {at:#x} is not preserved: BUG", path, at)
+
+
+# -- units ----------------------------------------------------------------------------------------
+
+
+def _unit(found: Devices, state: IommuState, unit: Unit) -> None:
+    boot = found.boot
+    hardware = found.hardware.unit(unit.token)
+    if hardware is None or int(hardware.type) != unit.type:
+        boot.reasons.add(
+            Outcome.TAKEN_OVER_WITH_WARNINGS,
+            f"no IOMMU of type {unit.type} has the token {unit.token:#x}: its tables are not"
+            " restored",
+            path=unit.path, address=unit.address,
+        )  # fmt: skip
+        return
+    found.dids[unit.address] = set()
+    if unit.type == UnitType.INTEL and unit.root_table:
+        _intel_tables(found, unit)
+    elif unit.type == UnitType.INTEL and unit.view == "intel":
+        raise Bug("the unit has no root table: BUG", unit.path, unit.address)
+
+
+def _intel_tables(found: Devices, unit: Unit) -> None:
+    boot = found.boot
+    root = unit.root_table
+    _take(found, root, unit.path, "the VT-d root table")
+    words = np.frombuffer(boot.view.read(root, vtd.TABLE_SIZE), "<u8")
+    present = np.flatnonzero(words & np.uint64(1)).tolist()
+    wanted = unit.context_tables
+    halves = sorted(wanted) if wanted is not None else present
+    for half in halves:
+        _take(found, int(words[half]) & ~0xFFF, unit.path, f"context table {half}")
+    _set(found, unit.generation.units, unit.address, "restored", 1)
+
+
+def _set(found: Devices, kind: Any, address: int, name: str, value: int) -> None:
+    """Write a byte member of the VT-d view of an object, where there is one."""
+    struct: Struct = kind.objects
+    for field_ in struct.flat_fields():
+        if field_.name in (f"u.intel.{name}", f"intel.{name}"):
+            found.boot.view.memory.write(address + field_.offset, bytes([value]))
+            return
+
+
+# -- devices and domains --------------------------------------------------------------------------
+
+
+def _device(found: Devices, state: IommuState, device: Device) -> None:
+    boot = found.boot
+    hardware = found.device(device.pci_domain_nr, device.devid & 0xFFFF)
+    if hardware is None or device.devid >> 16:
+        boot.reasons.add(
+            Outcome.STATE_LOST,
+            f"no device {device.name} in this machine: its state is not used",
+            path=device.path, address=device.address,
+        )  # fmt: skip
+        return
+    if hardware.key in found.devices or hardware.key in found.failed:
+        return  # the first object of a device is the one that is found
+    unit = state.units.at(device.iommu_phys)
+    if unit is None or not unit.live or unit.address not in found.dids:
+        why = "its unit is not restored" if unit is not None else "it points to no unit"
+        _failed(found, device, hardware, why)
+        return
+    found.dids[unit.address].add(device.attachment_id)
+    if unit.type == UnitType.INTEL and device.attachment_id < FIRST_DID:
+        boot.notes.append(f"{device.name}: DID {device.attachment_id} is accepted silently")
+    iommu = found.hardware.unit(unit.token)
+    if iommu is not None and device.attachment_id >= iommu.domain_ids:
+        _failed(found, device, hardware, f"DID {device.attachment_id} cannot be reserved")
+        return
+    domain = _domain(found, state, device, unit)
+    domain.devices.add(hardware.key)
+    found.devices[hardware.key] = domain.address
+    _pasid(found, device, hardware)
+    _mark(found, state.devices.kind.objects, device.address)
+
+
+def _failed(found: Devices, device: Device, hardware: PciDevice, why: str) -> None:
+    found.failed[hardware.key] = why
+    found.boot.reasons.add(
+        Outcome.FILE_ERROR, f"{device.name} gets no domain: {why}", path=device.path,
+        address=device.address, errno="EINVAL",
+    )  # fmt: skip
+
+
+def _mark(found: Devices, struct: Struct, address: int) -> None:
+    """Set INCOMING in the header of an object."""
+    at = address + next(f.offset for f in struct.flat_fields() if f.name.endswith("ref_count")) + 4
+    memory = found.boot.view.memory
+    memory.write(at, bytes([memory.read(at, 1)[0] | INCOMING]))
+
+
+def _domain(found: Devices, state: IommuState, device: Device, unit: Unit) -> RestoredDomain:
+    boot, at = found.boot, device.domain_phys
+    held = found.domains.get(at)
+    if held is not None:
+        return held
+    kind = state.domains.kind
+    assert boot.preserved is not None
+    page = at - at % boot.view.page_size
+    if not boot.preserved.covers(np.array([page], np.uint64), boot.view.page_size)[0]:
+        raise Bug(
+            f"{device.name}: its domain object {at:#x} is not in preserved memory: BUG",
+            device.path, device.address,
+        )  # fmt: skip
+    known = state.domains.at(at)
+    if known is not None and known.deleted:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL, f"{device.name} points to a deleted domain", path=device.path,
+            address=device.address,
+        )  # fmt: skip
+    values = flatten(kind.objects.unpack(boot.view.read(at, kind.objects.size)), "")
+    native = state.generation.native
+    top, level = values[native("top_table_phys")], values[native("top_level")]
+    format_ = _format(found, device, unit)
+    path = known.path if known is not None else f"{state.domains.path}@{at:#x}"
+    tables = _page_table(found, format_, top, level, values.get("vasz"), path)
+    pointer = _POINTERS + 0x1000 * len(found.domains)
+    domain = RestoredDomain(at, top, level, format_.name, pointer, tables)
+    offset = kind.objects.field("restored_domain").offset
+    boot.view.memory.write(at + offset, pointer.to_bytes(8, "little"))
+    _mark(found, kind.objects, at)
+    found.domains[at] = domain
+    return domain
+
+
+def _format(found: Devices, device: Device, unit: Unit) -> Format:
+    """The format of a device's page table, as its driver knows it."""
+    view = found.boot.view
+    if unit.type == UnitType.ARM_SMMUV3:
+        return lookup(f"lpae-s2-{view.page_size >> 10}k")
+    if device.pasid_table:
+        table = vtd.parse_pasid_directory_entry(view.read(device.pasid_table & ~0xFFF, 8))
+        entry = vtd.parse_pasid_entry(view.read(table & ~0xFFF, 64))
+        if entry.pgtt == vtd.Pgtt.FIRST_STAGE:
+            return lookup("x86-64")
+    return lookup("vtdss")
+
+
+def _page_table(
+    found: Devices, format_: Format, top: int, level: int, vasz: int | None, path: str
+) -> int:
+    """Restore every table of a domain from the top down; how many. Raises Bug."""
+    boot = found.boot
+    if not top:
+        raise Bug("the domain has no top table: BUG", path, None)
+    if level >= len(format_.levels):
+        raise Bug(f"top_level {level} is impossible", path, top)
+    start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
+    _take(found, top, path, "the top table")
+    plans = level_plans(format_, None)
+    tables = np.array([top], np.uint64)
+    count = 1
+    for depth in range(level, 0, -1):
+        size = start * 8 if depth == level else 8 * format_.entries
+        words = boot.view.gather(tables, size).reshape(-1).view("<u8")
+        words = words[words != 0].astype(np.uint64, copy=False)
+        tables = format_.table_pa(words[plans[depth].kind_of(words) == Kind.TABLE])
+        if not len(tables):
+            break
+        count += len(tables)
+        if count > _MAX_TABLES:
+            raise Bug("the page table has no end", path, top)
+        _take_many(found, tables, path, "a page table")
+    return count
+
+
+def _sane(format_: Format, level: int, vasz: int | None) -> int | None:
+    """Bits of input address that a start table of the format can have, else None."""
+    if not format_.name.startswith("lpae") or vasz is None:
+        return None
+    shift = format_.levels[level].shift
+    extra = (format_.entries * format_.max_start_tables).bit_length() - 1
+    return vasz if shift <= vasz <= shift + extra else None
+
+
+def _pasid(found: Devices, device: Device, hardware: PciDevice) -> None:
+    """Take a device's PASID directory and tables over."""
+    directory = device.pasid_table & ~0xFFF
+    if not directory:
+        return
+    covered = device.get("max_pasid")
+    if found.hardware_known and covered != _pasids(found, hardware):
+        raise Bug(
+            f"{device.name}: max_pasid {covered:#x} is not this kernel's: BUG", device.path,
+            device.address,
+        )  # fmt: skip
+    _take(found, directory, device.path, "the PASID directory")
+    size = max(1, covered >> 6)
+    words = np.frombuffer(found.boot.view.read(directory, 8 * min(size, 1 << 14)), "<u8")
+    used = words[words & np.uint64(1) != 0].astype(np.uint64) & np.uint64(~0xFFF & (1 << 64) - 1)
+    _take_many(found, used, device.path, "a PASID table")
+    _set(found, device.generation.devices, device.address, "restored", 1)
+
+
+def _pasids(found: Devices, hardware: PciDevice) -> int:
+    """How many PASIDs the driver allocates a directory for."""
+    page = found.boot.view.page_size
+    order = (max(1, -(-((hardware.max_pasid >> 6) * 8) // page)) - 1).bit_length()
+    return (page << order) // 8 << 6
+
+
+def _unmatched(found: Devices, state: IommuState) -> None:
+    """Devices of the PCI state whose IOMMU state this kernel does not find."""
+    for key in sorted(found.pci or ()):
+        hardware = found.device(key >> 16, key & 0xFFFF)
+        if hardware is None or not hardware.unit or hardware.driver != "vfio-pci":
+            continue
+        if key not in found.devices and key not in found.failed and found.devices:
+            found.boot.notes.append(f"{format_bdf(key >> 16, key & 0xFFFF)} has no IOMMU state")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
 
 from abi import registry
 from abi.iommu import Header, IommuGeneration
@@ -22,7 +24,8 @@ from inspector.detect_iommu import detect_iommu, detect_iommufd, domain_data_rea
 from inspector.detect_pci import Key, VfioFile, detect_pci, detect_vfio_pci, iommu_devices
 from inspector.evidence import Plausibility
 from inspector.findings import Severity
-from inspector.walk.iommu import Device, Domain, IommuState, Unit, device_name, walk_iommu
+from inspector.memory.base import U64Array
+from inspector.walk.iommu import Device, Domain, IommuState, Objects, Unit, device_name, walk_iommu
 from inspector.walk.iommufd import Hwpt, Iommufd, walk_iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.pci import PciDevice, PciState, walk_pci
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from inspector.image import Image
 
 Overrides = Mapping[str, Generation]
+#: Objects of one kind that are listed one by one where something is wrong with them.
+_SHOWN: Final = 1024
 
 
 def decode_passthrough(image: Image, overrides: Overrides) -> None:
@@ -133,14 +138,14 @@ def _note(image: Image, layer: str, verdict: Verdict) -> None:
         assert verdict.generation is not None
         others = ", ".join(g.id for g in verdict.tied)
         findings.info(
-            "KHO-ABI-001",
+            "KHO-GEN-001",
             f"{layer}: the bytes fit {verdict.generation.id} and {others} equally well",
             path="/LUO",
         )
     best = verdict.candidates[0] if verdict.candidates else None
     if best is not None and best.violations and verdict.how != "override":
         findings.warning(
-            "KHO-ABI-002",
+            "KHO-GEN-002",
             f"{layer}: no known layout fits; {best.generation.id} does best,"
             f" but: {'; '.join(best.violations[:3])}",
             path="/LUO",
@@ -262,16 +267,15 @@ def _check(image: Image) -> None:
     if iommu is not None:
         _check_iommu(image, iommu)
         for _, _, state in iommufds(image):
-            for hwpt in state.hwpts:
-                domain = iommu.domains.at(hwpt.domain_data)
-                if domain is None or domain.deleted:
-                    what = "no domain object" if domain is None else "a deleted domain"
-                    findings.error(
-                        "KHO-IFD-010",
-                        f"HWPT {hwpt.token:#x} names {what} at {hwpt.domain_data:#x}",
-                        path=hwpt.path,
-                        address=hwpt.address,
-                    )
+            for index, gone in _astray(iommu.domains, state.domain_data):
+                hwpt = state.hwpt(index)
+                what = "a deleted domain" if gone else "no domain object"
+                findings.error(
+                    "KHO-IFD-010",
+                    f"HWPT {hwpt.token:#x} names {what} at {hwpt.domain_data:#x}",
+                    path=hwpt.path,
+                    address=hwpt.address,
+                )
     known = known_devices(image)
     for _, file, device in vfio_devices(image):
         key = device.domain or 0, device.bdf
@@ -284,22 +288,30 @@ def _check(image: Image) -> None:
             )
 
 
+def _astray(objects: Objects[Any], pointers: U64Array) -> Iterator[tuple[int, bool]]:
+    """(position, whether the object is deleted) of pointers that hit no live object."""
+    at = objects.array.find(pointers)
+    deleted = (at >= 0) & objects.deleted[at] if len(objects) else np.zeros(len(at), np.bool_)
+    for index in np.flatnonzero((at < 0) | deleted)[:_SHOWN].tolist():
+        yield index, bool(deleted[index])
+
+
 def _check_iommu(image: Image, iommu: IommuState) -> None:
     # Up to the second posting a device stayed unmarked when its domain was deleted.
     marks_devices = iommu.generation.header is Header.FLAGS
-    for device in iommu.devices.live():
-        for what, target, address in (
-            ("domain", iommu.domains.at(device.domain_phys), device.domain_phys),
-            ("unit", iommu.units.at(device.iommu_phys), device.iommu_phys),
-        ):
-            if target is not None and not target.deleted:
-                continue
-            wrong = "points to no object" if target is None else "is deleted"
-            severity = Severity.ERROR if target is None or marks_devices else Severity.INFO
+    live = np.flatnonzero(~iommu.devices.deleted)
+    for what, name, objects in (
+        ("domain", "domain_phys", iommu.domains),
+        ("unit", "iommu_phys", iommu.units),
+    ):
+        pointers = iommu.devices.column(name)[live].astype(np.uint64)
+        for index, gone in _astray(objects, pointers):
+            device = iommu.devices[int(live[index])]
+            wrong = "is deleted" if gone else "points to no object"
             image.survey.findings.add(
                 "KHO-IOM-010",
-                severity,
-                f"{device.name}: its {what}, {address:#x}, {wrong}",
+                Severity.INFO if gone and not marks_devices else Severity.ERROR,
+                f"{device.name}: its {what}, {int(pointers[index]):#x}, {wrong}",
                 path=device.path,
                 address=device.address,
             )

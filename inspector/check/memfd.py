@@ -17,7 +17,7 @@ def _orders(context: Context) -> None:
         return
     for path, memfd in image.memfds():
         pfn = memfd.folios.pfn
-        if not len(pfn):
+        if not len(pfn) or not len(image.preserved.starts):
             continue
         starts = memfd.addresses
         order, found = image.preserved.orders_at(starts)

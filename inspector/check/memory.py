@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 
 
@@ -42,6 +43,9 @@ def _leaks(context: Context) -> None:
     unknown = [f.path for f in context.image.findings if f.code in ("KHO-LUO-014", "KHO-ROOT-008")]
     if context.image.luo is None and any(b.name == b"LUO" for b in context.image.blobs):
         unknown.append("/LUO")
+    iommu = passthrough.iommu_state(context.image)
+    if iommu is not None and not iommu.generation.unit_views:
+        unknown.append(f"{iommu.path}, which does not say where the units' tables lie,")
     if (context.image.survey.holes or unknown) and owned.leaked:
         why = "pages are missing" if context.image.survey.holes else f"{unknown[0]} is not decoded"
         context.undecidable(f"{owned.leaked:#x} preserved bytes are not claimed, but {why}")

@@ -151,6 +151,8 @@ def _leaks(image: Image, extents: Extents) -> tuple[U64Array, U64Array, int]:
     assert preserved is not None
     lows, highs = _union(extents)
     starts, ends = preserved.starts, preserved.ends
+    if not len(starts):
+        return _NONE, _NONE, 0
     # Cut the line at every edge, keep the pieces that are preserved and not claimed.
     edges = np.sort(np.concatenate((starts, ends, lows, highs)))
     edges = edges[np.concatenate(([True], edges[1:] != edges[:-1]))] if len(edges) else edges
@@ -162,11 +164,8 @@ def _leaks(image: Image, extents: Extents) -> tuple[U64Array, U64Array, int]:
         inside &= ~((claim >= 0) & (left < highs[np.maximum(claim, 0)]))
     left, right, run = left[inside], right[inside], run[inside]
     block = np.uint64(image.page_size) << preserved.orders[run].astype(np.uint64)
-    first = (
-        starts[run]
-        + -(-(left - starts[run]).astype(np.int64) // block.astype(np.int64)).astype(np.uint64)
-        * block
-    )
+    one = np.uint64(1)
+    first = starts[run] + (left - starts[run] + block - one) // block * block
     last = starts[run] + (right - starts[run]) // block * block
     whole = last > first
     leaked = np.where(whole, last - first, np.uint64(0))

@@ -7,6 +7,8 @@ import numpy as np
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.image import Moment
+from inspector.reach import MemoryFiles, domain_root, reach
+from inspector.text import size_text
 from inspector.walk.iommu import IommuState
 
 #: DIDs are 16 bits; 0 and 1 are never a preserved domain's.
@@ -35,6 +37,34 @@ def _unused_units(context: Context) -> None:
     for unit in state.units.live() if state is not None else ():
         if unit.get("ref_count") == 0:
             context.report("live with ref_count 0", path=unit.path, address=unit.address)
+
+
+def _untyped(context: Context) -> None:
+    state = _state(context)
+    for unit in state.units.live() if state is not None else ():
+        if unit.values.get("type") == 0:
+            context.report("a live unit has type 0", path=unit.path, address=unit.address)
+
+
+def _strays(context: Context) -> None:
+    """What a domain maps belongs to preserved memory files."""
+    image, state = context.image, _state(context)
+    if state is None:
+        return
+    if any(not memfd.folios.complete for _, memfd in image.memfds()):
+        context.undecidable("folios of a memory file are missing")
+        return
+    files = MemoryFiles(image)
+    for domain in state.domains.live():
+        if not domain.top_table_phys:
+            continue
+        found = reach(image, domain_root(image, domain), files)
+        if found.elsewhere and found.complete:
+            context.report(
+                f"{size_text(found.elsewhere)} of {size_text(found.mapped)} mapped belong to no"
+                " preserved memory file",
+                path=domain.path, address=domain.address,
+            )  # fmt: skip
 
 
 def _orphans(context: Context) -> None:
@@ -227,6 +257,14 @@ RULES = (
     Rule(
         "KHO-IOM-018", ERROR, "The iommufd that owns a device's DMA is not preserved.",
         "The device cannot be attached again.", "kho devices IMAGE", _owner_tokens,
+    ),
+    Rule(
+        "KHO-IOM-019", ERROR, "A live unit has type 0.", "No driver takes it.", test=_untyped,
+    ),
+    Rule(
+        "KHO-IOM-020", WARNING, "A domain maps memory that no preserved file holds.",
+        "Devices go on with DMA to memory that the next kernel uses for something else.",
+        "kho pagetable IMAGE DOMAIN", _strays,
     ),
     Rule(
         "KHO-IFD-001", ERROR, "An iommufd counts more HWPTs than can be read.",

@@ -83,6 +83,8 @@ def _scratch_free(context: Context) -> None:
         return
     starts, ends = image.preserved.intervals()
     for i, area in enumerate(image.scratch or ()):
+        if not area.size:
+            continue
         lo, hi = np.uint64(area.address), np.uint64(area.address + area.size)
         for k in np.flatnonzero((starts < hi) & (ends > lo))[:16]:
             context.report(
@@ -90,6 +92,37 @@ def _scratch_free(context: Context) -> None:
                 path=f"/scratch/{i}",
                 address=max(int(starts[k]), area.address),
             )
+
+
+def _scratch_in_ram(context: Context) -> None:
+    if not _scratch_areas(context):
+        return
+    ram = context.image.ram
+    if ram is None:
+        context.undecidable("the image holds no RAM map (e820 or device tree)")
+        return
+    for i, area in enumerate(context.image.scratch or ()):
+        at, end = area.address, area.address + area.size
+        for region in ram:
+            if region.start <= at < region.end:
+                at = min(end, region.end)
+        if at < end:
+            context.report(
+                f"area {area.address:#x}-{end:#x} leaves RAM at {at:#x}",
+                path=f"/scratch/{i}", address=area.address,
+            )  # fmt: skip
+
+
+def _nowhere(context: Context) -> None:
+    """A hand-over record of boot_params or a device tree must lead to a root."""
+    location = context.image.location
+    known = {candidate.address for candidate in location.candidates}
+    for record in location.handovers:
+        if record.fdt_address not in known and record.fdt_size:
+            context.report(
+                f"{record.how} gives {record.fdt_address:#x} as root, where no root FDT is",
+                path="/", address=record.address,
+            )  # fmt: skip
 
 
 def _root_preserved(context: Context) -> None:
@@ -150,6 +183,19 @@ RULES = (
         test=_root_preserved,
     ),
     Rule(
+        "KHO-ROOT-013", ERROR, "The hand-over record leads to no root FDT.",
+        "KHO is disabled, and the kernel boots: all state is lost.", test=_nowhere,
+    ),
+    Rule(
+        "KHO-GEN-001", INFO, "The bytes fit several generations of a layer equally well.",
+        "Nothing: a kernel has one layout and reads that.", "kho dump IMAGE --abi LAYER=ID",
+    ),
+    Rule(
+        "KHO-GEN-002", WARNING, "No known generation of a layer fits the bytes.",
+        "A kernel has one layout, reads that, and does what the bytes then say.",
+        "kho dump IMAGE --abi LAYER=ID",
+    ),
+    Rule(
         "KHO-SCR-001", WARNING, "The scratch array is no whole number of entries.",
         "The kernel ignores the remainder.", test=_scratch_whole,
     ),
@@ -166,5 +212,9 @@ RULES = (
         "KHO-SCR-004", ERROR, "Preserved memory lies in a scratch area.",
         "The next kernel allocates there before it reads the map: silent corruption (7.3).",
         "kho preserved --ranges IMAGE", _scratch_free,
+    ),
+    Rule(
+        "KHO-SCR-005", ERROR, "A scratch area lies outside the machine's RAM.",
+        "Early boot allocates memory that is not there.", test=_scratch_in_ram,
     ),
 )  # fmt: skip

@@ -90,8 +90,26 @@ def _smmuv3(image: Image, unit: Unit) -> None:
     handle = dma_alloc_ser_a if "strtab_base" in unit.values else dma_alloc_ser
     image.survey.claim("struct", unit.path, unit.get("l1_strtab_lu_state"), handle.size)
     image.survey.claim(DEVICE_TABLE, unit.path, tables.table.base, tables.table.size)
+    _level_2_handles(image, unit, handle.size)
     for descriptor in tables.l1_descriptors().values():
         image.survey.claim(DEVICE_TABLE, unit.path, descriptor.l2_table, descriptor.entries * 64)
+
+
+def _level_2_handles(image: Image, unit: Unit, size: int) -> None:
+    """The array of handles of level-2 tables (dense, or by index with gaps), and the handles."""
+    array = unit.get("l2_strtab_lu_states_phys")
+    if not array:
+        return
+    dense = unit.values.get("num_l2_tables")
+    bits = unit.get("strtab_base_cfg") & 0x3F
+    count = dense if dense is not None else 1 << max(bits - 8, 0)
+    count = min(count, 1 << 16)
+    raw = image.survey.read(array, 8 * count, unit.path)
+    if raw is None:
+        return
+    image.survey.claim("struct", unit.path, array, len(raw))
+    handles = np.frombuffer(raw, "<u8").astype(np.uint64)
+    image.survey.claim("struct", unit.path, handles[handles != 0], size)
 
 
 def _claim(image: Image, owner: str, pages: list[int]) -> None:

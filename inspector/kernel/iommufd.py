@@ -54,6 +54,9 @@ class IommuDrivers:
                 driver = VtdUnit(self.machine, self.kho, unit, self.hardware)
             else:
                 driver = Smmuv3Unit(self.machine, self.kho, unit, listed=self._listed)
+                for device in self.hardware.devices:
+                    if device.unit == base:
+                        driver.probe(device)
             self.units[base] = driver
         return driver
 

@@ -69,6 +69,11 @@ class Smmuv3Unit:
             self.machine.memory.write(self.l1 + 8 * index, (table | _SPAN).to_bytes(8, "little"))
         return table + slot * STE_SIZE
 
+    def probe(self, device: PciDevice) -> None:
+        """What the driver does when it meets a device: its level-2 table comes to be."""
+        if device.bdf >> LINUX_SPLIT < self.l1_entries:
+            self.entry_address(device)
+
     # -- attaching ---------------------------------------------------------------------------
 
     def attach(self, device: PciDevice, domain: Domain) -> None:

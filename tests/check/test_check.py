@@ -1,0 +1,113 @@
+"""The fsck: silent on what real kernels wrote, and never silent on what was broken."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import kho
+from inspector.check import catalogue, check, explain
+from inspector.decode import decode
+from inspector.findings import Severity
+from inspector.image import Image
+from inspector.kernel import scenario
+from inspector.kernel.faults import FAULTS, Inapplicable, inject
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / "corpus"
+CAPTURES = sorted(
+    p for p in CORPUS.glob("*.elf.zst")
+    if p.name.startswith(("linux-", "iommu-")) and "amdv1" not in p.name and "smmu" not in p.name
+)  # fmt: skip
+#: Scenarios that take long to simulate, for their size only.
+LARGE = {"terabyte", "devices-100000", "memfds-10000", "sessions-819"}
+SCENARIOS = sorted(set(scenario.shipped()) - LARGE)
+#: Where to look first for something that a fault can break.
+FIRST = ["linux-7.3", "iommufd", "iommu-v3-scalable", "smmuv3", "linux-7.1", "linux-6.17",
+         "linux-6.19", "unpreserve", "vfio-rfc-v1", "iommu-v1"]  # fmt: skip
+
+#: Faults that no image shows: only a machine that differs from what was handed over would.
+NEEDS_THE_MACHINE = {
+    "unit-token-unknown": "whether a unit exists is known to the consumer's hardware only",
+    "max-pasid": "the limit is the consumer's hardware's",
+    "stream-l2-missing": "a level-2 table without streams of live devices need not be kept",
+}
+#: Faults that kernels accept, so that they are worth a note at most.
+HARMLESS = {"handover-fdt-size-1024", "domain-orphan", "session-block-partial"}
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda p: p.name)
+def test_nothing_is_said_of_a_real_capture(path: Path) -> None:
+    with kho.open(path) as image:
+        report = check(image, at_least=Severity.WARNING)
+    expected = {"KHO-MAP-010"} if "incoming" in path.name else set()
+    assert {f.code for f in report.findings} == expected
+    if "incoming" not in path.name:
+        owned = report.ownership
+        assert (owned.known, owned.leaked, owned.conflicts) == (True, 0, ())
+        assert len(owned.unpreserved) == 0
+
+
+@cache
+def quiet(name: str) -> frozenset[str]:
+    """Codes that a valid simulated image gives, notes included."""
+    report = check(decode(scenario.load(name).run().memory))
+    return frozenset(f.code for f in report.findings)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_nothing_is_said_of_a_valid_simulated_image(name: str) -> None:
+    rules = catalogue()
+    assert {c for c in quiet(name) if rules[c].severity >= Severity.WARNING} == set()
+
+
+def broken(fault: str) -> tuple[str, Image]:
+    for name in [*FIRST, *(n for n in SCENARIOS if n not in FIRST)]:
+        simulated = scenario.load(name).run()
+        try:
+            inject(simulated, fault)
+        except Inapplicable:
+            continue
+        return name, decode(simulated.memory)
+    pytest.skip("no shipped scenario has what this fault breaks")
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_every_fault_is_caught(fault: str) -> None:
+    if fault in NEEDS_THE_MACHINE:
+        pytest.skip(NEEDS_THE_MACHINE[fault])
+    try:
+        name, image = broken(fault)
+    except kho.KhoError as error:
+        assert "no KHO root" in str(error)
+        return
+    least = Severity.INFO if fault in HARMLESS else Severity.WARNING
+    found = {f.code for f in check(image, at_least=least).findings} - quiet(name)
+    assert found, FAULTS[fault].doc
+
+
+def test_the_catalogue_explains_every_code_that_can_be_reported() -> None:
+    known = catalogue()
+    for path in (ROOT / "inspector").rglob("*.py"):
+        if "layouts" in path.parts or "check" in path.parts or "kernel" in path.parts:
+            continue
+        for code in re.findall(r'"(KHO-(?!ABI)[A-Z]+-\d{3})"', path.read_text()):
+            assert code in known, f"{path.name} reports {code}"
+    for rule in known.values():
+        assert rule.statement.endswith(".")
+        assert rule.kernel.endswith((".", ".)"))
+
+
+def test_rules_can_be_chosen() -> None:
+    with kho.open(CORPUS / "linux-7.3.4-incoming.elf.zst") as image:
+        assert {f.code for f in check(image, rules=["KHO-MAP"]).findings} == {"KHO-MAP-010"}
+        assert check(image, rules=["KHO-SCR"]).findings == ()
+        with pytest.raises(kho.UsageError, match="did you mean"):
+            check(image, rules=["KHO-MPA"])
+
+
+def test_explain_is_case_blind() -> None:
+    assert explain("kho-map-005").code == "KHO-MAP-005"

@@ -105,7 +105,7 @@ class Tree:
         entries = (runs[:, None] + pages | np.uint64(3)).reshape(-1)
         noise = self.random.integers(0, 4, len(entries), np.uint64) << np.uint64(8)
         entries |= noise
-        entries[np.repeat(self.random.random(groups) < 0.0625, 8)] = 0
+        entries[np.repeat(self.random.random(groups) < 1 / 32, 8)] = 0
         readonly = np.repeat(self.random.random(groups) < 0.1, 8)
         entries[readonly & (entries != 0)] &= ~np.uint64(2)
         bad = self.random.integers(0, len(entries), len(entries) // 4096)
@@ -114,13 +114,13 @@ class Tree:
         return 0, entries.reshape(-1, 512), np.arange(tables)
 
     def large_leaves(self, placed: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Mix d: 2 MiB leaves instead of some tables, and 1 GiB leaves behind."""
-        for where, numbers in (placed[1],):
-            for row in range(0, len(where), 1):
-                hit = np.flatnonzero(self.random.random(512) < 0.05)
-                leaves = self.random.integers(0, 1 << 20, len(hit), np.uint64)
-                self.frames[where[row], hit] = leaves << np.uint64(21) | np.uint64(0x83)
-            del numbers
+        """Mix d: a stretch of 2 MiB leaves in each table of level 1, and 1 GiB leaves behind."""
+        for row in placed[1][0]:
+            first, length = int(self.random.integers(0, 480)), 32
+            runs = self.random.integers(0, 1 << 17, length // 8, np.uint64) << np.uint64(24)
+            pages = np.arange(8, dtype=np.uint64) << np.uint64(21)
+            leaves = (runs[:, None] + pages | np.uint64(0x83)).reshape(-1)
+            self.frames[row, first : first + length] = leaves
         slots = np.arange(256, 384)
         leaves = self.random.permutation(128).astype(np.uint64) << np.uint64(30)
         self.frames[placed[2][0][0], slots] = leaves | np.uint64(0x83)

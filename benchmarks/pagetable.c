@@ -6,19 +6,22 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#define BUFFERED 32768
+#define BUFFERED 1024
 
 struct range {
 	uint64_t iova, pa, size, rights;
 };
 
+struct walk;
+typedef void (*emit_fn)(struct walk *w, const struct range *r);
+
 struct walk {
+	emit_fn emit; /* called with each range */
 	const uint64_t *words; /* physical memory from address 0 */
 	uint64_t bytes;
 	uint64_t entries, tables, leaves, bad, ranges, checksum;
 	struct range now;
-	int hash; /* also fold the ranges into the checksum */
-	FILE *text; /* also print them */
+	FILE *text;
 	struct range buffer[BUFFERED];
 };
 
@@ -27,21 +30,30 @@ uint64_t pagetable_walk_size(void)
 	return sizeof(struct walk);
 }
 
+static void keep(struct walk *w, const struct range *r)
+{
+	w->buffer[w->ranges++ % BUFFERED] = *r;
+}
+
+static void hash(struct walk *w, const struct range *r)
+{
+	w->ranges++;
+	w->checksum += ((r->iova * 0x9e3779b97f4a7c15 ^ r->pa * 0xc2b2ae3d27d4eb4f) + r->size) *
+			       0x165667b19e3779f9 + r->rights;
+}
+
+static void print(struct walk *w, const struct range *r)
+{
+	w->ranges++;
+	fprintf(w->text, "0x%lx 0x%lx 0x%lx %c%c%c\n", r->iova, r->pa, r->size,
+		r->rights & 1 ? 'r' : '-', r->rights & 2 ? 'w' : '-', r->rights & 4 ? 'x' : '-');
+}
+
 static void flush(struct walk *w)
 {
-	struct range *r = &w->now;
-
-	if (!r->size)
-		return;
-	w->buffer[w->ranges++ % BUFFERED] = *r;
-	if (w->hash)
-		w->checksum += ((r->iova * 0x9e3779b97f4a7c15 ^ r->pa * 0xc2b2ae3d27d4eb4f) +
-				r->size) * 0x165667b19e3779f9 + r->rights;
-	if (w->text)
-		fprintf(w->text, "0x%lx 0x%lx 0x%lx %c%c%c\n", r->iova, r->pa, r->size,
-			r->rights & 1 ? 'r' : '-', r->rights & 2 ? 'w' : '-',
-			r->rights & 4 ? 'x' : '-');
-	r->size = 0;
+	if (w->now.size)
+		w->emit(w, &w->now);
+	w->now.size = 0;
 }
 
 static void table(struct walk *w, uint64_t pa, int level, uint64_t iova)
@@ -82,15 +94,15 @@ static void table(struct walk *w, uint64_t pa, int level, uint64_t iova)
 }
 
 /* out: ranges, leaves, bad, entries, checksum */
-void pagetable_walk(const uint64_t *words, uint64_t bytes, uint64_t root, int levels, int hash,
+void pagetable_walk(const uint64_t *words, uint64_t bytes, uint64_t root, int levels, int check,
 		    const char *text, struct walk *w, uint64_t *out)
 {
 	w->words = words;
 	w->bytes = bytes;
 	w->entries = w->tables = w->leaves = w->bad = w->ranges = w->checksum = 0;
 	w->now.size = 0;
-	w->hash = hash;
 	w->text = text ? fopen(text, "w") : NULL;
+	w->emit = w->text ? print : check ? hash : keep;
 	table(w, root, levels - 1, 0);
 	flush(w);
 	if (w->text)

@@ -84,7 +84,7 @@ class Walk:
 
     def leaves(self) -> Iterator[LeafColumns]:
         """Leaves in IOVA order; a contiguous group is one leaf."""
-        return (LeafColumns(self.format, *rows) for rows in self._pass(False, Pass.lines))
+        return (LeafColumns(self.format, *rows) for rows in self._pass(False, Pass.rows))
 
     def run(self) -> Pass:
         """The last whole pass; pass over the tree if there was none."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from abi.pagetable.format import U64, Format, Permission
 
-#: Up to so many rows are put into a chunk one by one; more are sorted in.
+#: At up to so many places rows are put into a chunk piece by piece; else they are sorted in.
 _SPLICED: Final = 16
 
 
@@ -121,12 +121,14 @@ def interleave(one: Rows | None, other: Rows | None) -> Rows | None:
 
 def _put_between(few: Rows, many: Rows, join: bool) -> Rows:
     """Put rows into a chunk; ``join`` to merge them with their neighbours."""
-    if len(few.iova) > _SPLICED:
+    at = np.searchsorted(many.iova, few.iova)
+    groups = np.flatnonzero(np.append(True, at[1:] != at[:-1]))
+    if len(groups) > _SPLICED:
         both = interleave(few, many)
         assert both is not None
         return merge(both) if join else both
-    at = np.searchsorted(many.iova, few.iova)
-    places = at.tolist()
+    ends = np.append(groups[1:], len(at))
+    places = list(zip(at[groups].tolist(), groups.tolist(), ends.tolist(), strict=True))
     rows = Rows(*(_splice(*pair, places) for pair in zip(many, few, strict=True)))
     return merge(rows) if join and _touch(few, many, at) else rows
 
@@ -153,12 +155,12 @@ def _continues(one: Rows, other: Rows) -> npt.NDArray[np.bool_]:
     return out
 
 
-def _splice(column: U64, few: U64, places: list[int]) -> U64:
-    """``few`` put before the elements of ``column`` at ascending ``places``."""
+def _splice(column: U64, few: U64, places: list[tuple[int, int, int]]) -> U64:
+    """Pieces of ``few`` put before elements of ``column``; places: (before, first, last)."""
     parts: list[U64] = []
     done = 0
-    for number, place in enumerate(places):
-        parts += (column[done:place], few[number : number + 1])
+    for place, first, last in places:
+        parts += (column[done:place], few[first:last])
         done = place
     parts.append(column[done:])
     return np.concatenate(parts)
@@ -193,9 +195,11 @@ def join_chunks(chunks: Iterable[Rows]) -> Iterator[Rows]:
     held: Rows | None = None
     for chunk in chunks:
         if held is not None:
-            iova, pa, size, word = (int(column[-1]) for column in held)
-            following = int(chunk.iova[0]), int(chunk.pa[0]), int(chunk.word[0])
-            if following == (iova + size, pa + size, word):
+            size = int(held.size[-1])
+            if int(held.iova[-1]) + size == int(chunk.iova[0]) and (
+                int(held.pa[-1]) + size == int(chunk.pa[0])
+                and int(held.word[-1]) == int(chunk.word[0])
+            ):
                 sizes = held.size.copy()
                 sizes[-1] += chunk.size[0]
                 held = held._replace(size=sizes)

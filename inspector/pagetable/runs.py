@@ -84,7 +84,8 @@ class Runs:
                 starts = which if starts is None else starts.take(which, mode="clip")
                 if lengths is not None:
                     lengths = lengths.take(which, mode="clip")
-                    leaves = leaves if faults is None else int(lengths.sum())
+                if faults is not None:  # their runs may be longer than one entry
+                    leaves += len(faults[0]) - int(faults[1].sum())
                 first = first.take(which, mode="clip")
             some, every = or_and(first) if len(first) else (0, plan.watched)
         if plan.is_odd(some, every, batch.code):
@@ -120,7 +121,8 @@ class Runs:
 def _faults(
     starts: Slots | None, lengths: Slots | None, first: U64, leaf: npt.NDArray[np.bool_]
 ) -> Faults:
-    which = (~leaf & (first != 0)).nonzero()[0]
+    rest = (~leaf).nonzero()[0]
+    which = rest[first.take(rest, mode="clip").nonzero()[0]]
     if starts is None or lengths is None:
         return which, np.ones_like(which)
     return starts[which], lengths[which]

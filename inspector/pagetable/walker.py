@@ -62,8 +62,12 @@ class Stats:
     leaves: Counter[tuple[int, int]] = field(default_factory=Counter)
     entries: int = 0
     ranges: int = 0
-    mapped: int = 0
     complete: bool = True
+
+    @property
+    def mapped(self) -> int:
+        """Bytes that leaves map, those mapped twice counted twice."""
+        return sum(size * count for (_, size), count in self.leaves.items())
 
     @property
     def leaves_by_size(self) -> dict[int, int]:
@@ -143,20 +147,8 @@ class Pass:
     def ranges(self) -> Iterator[Rows]:
         """Chunks of merged ranges."""
         for chunk in join_chunks(self.rows()):
-            self._count(chunk)
             self.stats.ranges += len(chunk.iova)
             yield chunk
-
-    def lines(self) -> Iterator[Rows]:
-        """Chunks of leaves."""
-        for chunk in self.rows():
-            self._count(chunk)
-            yield chunk
-
-    def _count(self, chunk: Rows) -> None:
-        count = len(chunk.size)
-        one = not chunk.size.strides[0]
-        self.stats.mapped += int(chunk.size[0]) * count if one else int(chunk.size.sum())
 
     # -- the start table -------------------------------------------------------------
 

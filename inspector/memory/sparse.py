@@ -87,6 +87,10 @@ class SparseMemory(PhysicalMemory):
         self._table: SegmentTable | None = None
         self._ram = from_segments([Segment(r.start, r.end - 1, Kind.ZERO) for r in base.regions])
         self._ram_near = (0, 0)
+        # RAM on paper: there is nothing to copy from.
+        self._blank = isinstance(base, MappedMemory) and not any(
+            piece.kind == Kind.STORED for piece in base.stored()
+        )
 
     # Writing
 
@@ -159,7 +163,7 @@ class SparseMemory(PhysicalMemory):
         new = self._used
         self._allocate(1)
         page = self._arena[new // self._chunk_pages][new % self._chunk_pages]
-        if slot == _BASE:
+        if slot == _BASE and not self._blank:
             address = np.array([pfn << self._shift], np.uint64)
             self._base.gather(address, self._size, page[None])
         leaf[i] = new
@@ -262,9 +266,20 @@ class SparseMemory(PhysicalMemory):
     def states(self, addresses: U64Array, size: int = 1) -> U8Array:
         """State of ``size`` bytes at each address, as PageState values."""
         addresses = np.asarray(addresses, np.uint64)
-        if self._table is not None or len(addresses) > 64:
+        if len(addresses) <= 4:
+            return np.array([self.state(int(a), size) for a in addresses.tolist()], np.uint8)
+        offset = addresses & np.uint64(self._size - 1)
+        fits = 0 < size <= self._size and not (offset > np.uint64(self._size - size)).any()
+        if not fits:
             return self._segments().states(addresses, size)
-        return np.array([self.state(int(a), size) for a in addresses.tolist()], np.uint8)
+        # Each range lies in one page: no table has to be built, which writes would undo.
+        slots = self._slots((addresses >> np.uint64(self._shift)).astype(np.int64))
+        states = np.full(len(addresses), PageState.PRESENT, np.uint8)
+        states[slots == _EXCLUDED] = PageState.EXCLUDED
+        base = slots == _BASE
+        if base.any():
+            states[base] = self._base.states(addresses[base], size)
+        return states
 
     def state(self, pa: int, size: int = 1) -> PageState:
         """State of ``size`` bytes at ``pa``."""

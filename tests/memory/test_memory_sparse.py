@@ -132,6 +132,7 @@ def test_small_pages_hold_the_whole_contract() -> None:
     cells.update(dict.fromkeys(range(PAGE, 3 * PAGE), 0))
     cells.update({PAGE + 7 + i: value for i, value in enumerate(b"hello")})
     probes = [(PAGE + 5, 9), (2 * PAGE - 4, 8), (0, 8), (3 * PAGE - 2, 4), (5 * PAGE, 1), (9, 0)]
+    probes += [(PAGE, 2 * PAGE), (0, 2 * PAGE), (PAGE, 2 * PAGE + 1), (PAGE + 8, PAGE)]
     check(memory, Model(cells), probes)
 
 

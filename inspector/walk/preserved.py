@@ -27,6 +27,8 @@ BATCH = 128
 #: Bytes of leaves read at a time, where bits seldom and where they often change.
 LEAF_BATCH = 2 << 20
 DENSE_BATCH = 128 << 10
+#: Times as many where nothing has to be copied.
+IN_PLACE = 4
 #: Blocks made at a time when runs are expanded.
 EXPAND = 1 << 18
 _MAX_ORDER = 51
@@ -339,8 +341,11 @@ def _leaves(
     buffer = np.empty((many, page), np.uint8)
     at, batch = 0, few
     while at < len(leaves):
-        end = at + batch
-        rows = _pages(collector.survey.memory, leaves[at:end], page, buffer)
+        end = min(at + batch * IN_PLACE, len(leaves))
+        rows = _in_place(collector.survey.memory, leaves[at:end], page)
+        if rows is None:
+            end = min(at + batch, len(leaves))
+            rows = collector.survey.memory.gather(leaves[at:end], page, buffer)
         first, behind = bitmap_runs(rows.reshape(-1).view("<u8"))
         _leaf_runs(collector, geometry, first, behind, prefixes[at:end])
         # Where bits change all the time, what is made of fewer pages stays in the cache.
@@ -349,14 +354,15 @@ def _leaves(
         collector.runs.expected = len(collector.runs) * len(leaves) // at * 9 // 8
 
 
-def _pages(memory: PhysicalMemory, addresses: U64Array, page: int, buffer: U8Array) -> U8Array:
-    """Pages as rows: where they lie, if they lie one behind the other, else in ``buffer``."""
+def _in_place(memory: PhysicalMemory, addresses: U64Array, page: int) -> U8Array | None:
+    """Pages as rows where they lie, if they lie one behind the other and can be seen there."""
     first, size = int(addresses[0]), len(addresses) * page
-    if int(addresses[-1]) == first + size - page and (addresses[1:] > addresses[:-1]).all():
-        span = memory.span(first)
-        if span is not None and first + size <= span.end:
-            return np.frombuffer(span.data, np.uint8, size, first - span.start).reshape(-1, page)
-    return memory.gather(addresses, page, buffer)
+    if int(addresses[-1]) != first + size - page or (addresses[1:] <= addresses[:-1]).any():
+        return None
+    span = memory.span(first)
+    if span is None or first + size > span.end:
+        return None
+    return np.frombuffer(span.data, np.uint8, size, first - span.start).reshape(-1, page)
 
 
 def _leaf_runs(

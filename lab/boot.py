@@ -65,12 +65,14 @@ def boot(
             scratch=scratch,
             ram_size=ram_size,
             command_line=known,
+            regions=expected.regions,
             poison=poison,
         )
     finally:
         if opened is not image:
             opened.close()
     report.notes += placement.notes
+    report.guard(ram, expected.exposed)
     rom = guest.memory_file("rom", guest.rom(placement.entry, placement.boot_params))
     try:
         with Machine(

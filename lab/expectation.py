@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from abi.errors import KhoError, UnreadableError
 from inspector.memory.base import PageState
 
@@ -19,6 +21,7 @@ _SEAL_EXEC = 0x20
 _IMPLIED_BY_EXEC = 0x1E
 _MAX_CONTENT = 2 << 30
 _MAX_ORDER = 18
+_MAX_EXPOSED = 4096
 _ZEROS = bytes(1 << 20)
 
 
@@ -52,6 +55,10 @@ class Expectation:
     files: list[ExpectedFile] = field(default_factory=list)
     regions: list[ExpectedRegion] = field(default_factory=list)
     kho_test: bool = False
+    #: Content counts even where the image that is booted lacks it.
+    complete: bool = False
+    #: Preserved pages that lie in scratch memory, where early boot may put anything.
+    exposed: list[int] = field(default_factory=list)
 
     def of(self, session: bytes) -> list[ExpectedFile]:
         """The files of one session."""
@@ -88,16 +95,23 @@ def from_record(data: dict[str, Any]) -> Expectation:
     """The expectation of a truth record (see :mod:`lab.truth`)."""
     # memfd-v1 has no field for seals: what user space asked for is not what is handed over.
     keeps_seals = not str(data.get("producer", "")).startswith("6.")
+
+    def seals_of(file: dict[str, Any]) -> int | None:
+        if not keeps_seals or file.get("seals") is None:
+            return None
+        seals = int(file["seals"], 0)
+        return seals if data.get("restored_seals") else restored_seals(seals)
+
     left_out = data.get("content_left_out", {})
     limit = int(left_out.get("files_and_regions_above_bytes", 1 << 62))
     files = [
         ExpectedFile(
-            file["session"].encode(),
+            file["session"].encode("utf-8", "surrogateescape"),
             int(file["token"], 0),
             _number(file.get("size")),
             _number(file.get("pos")),
-            restored_seals(int(file["seals"], 0)) if keeps_seals and "seals" in file else None,
-            file.get("sha256") if int(file.get("size", 0)) <= limit else None,
+            seals_of(file),
+            file.get("sha256") if int(file.get("size") or 0) <= limit else None,
         )
         for file in data["files"]
         if not file.get("preserve_rc")
@@ -113,12 +127,40 @@ def from_record(data: dict[str, Any]) -> Expectation:
     ]
     blobs = {*data.get("root", {}).get("subnodes", ()), *data.get("debugfs", ())}
     return Expectation(
-        [s.encode() for s in data["sessions"]],
+        [s.encode("utf-8", "surrogateescape") for s in data["sessions"]],
         files,
         regions,
         # Its folios are large: where content was left out they cannot be right.
         not left_out and any(name.endswith("kho_test") for name in blobs),
+        complete=bool(data.get("content_complete")),
     )
+
+
+def as_truth(expected: Expectation, producer: str) -> dict[str, Any]:
+    """The expectation as a truth record, for an image that is to be broken afterwards."""
+    return {
+        "producer": producer,
+        "sessions": [s.decode("utf-8", "surrogateescape") for s in expected.sessions],
+        "files": [
+            {
+                "session": f.session.decode("utf-8", "surrogateescape"),
+                "token": hex(f.token),
+                "size": f.size,
+                "pos": f.position,
+                "seals": None if f.seals is None else hex(f.seals),
+                "sha256": f.sha256,
+            }
+            for f in expected.files
+        ],
+        "reserve_mem": [
+            {"name": r.name, "start": hex(r.start), "size": r.size, "sha256": r.sha256}
+            for r in expected.regions
+        ],
+        "debugfs": {"out/sub_fdts/kho_test": ""} if expected.kho_test else {},
+        # Said of what a kernel restores, and of content that was whole before the fault.
+        "restored_seals": True,
+        "content_complete": True,
+    }
 
 
 def from_image(path: str | Path) -> Expectation:
@@ -138,7 +180,7 @@ def of_image(image: Any) -> Expectation:
     from inspector.text import c_string
     from inspector.walk.memfd import Memfd
 
-    expected = Expectation(kho_test=_has_kho_test(image))
+    expected = Expectation(kho_test=_has_kho_test(image), exposed=_exposed(image))
     for region in image.reserve_mem or ():
         name = region.name.decode("utf-8", "replace")
         sum_ = _region_sum(image, region.start, region.size)
@@ -157,6 +199,23 @@ def of_image(image: Any) -> Expectation:
                 ExpectedFile(name, file.token, state.size, state.pos, seals, sum_)
             )
     return expected
+
+
+def _exposed(image: Any) -> list[int]:
+    """Pages that are preserved and lie in scratch, at most 4096."""
+    pages: list[int] = []
+    if image.preserved is None or not image.scratch:
+        return pages
+    page = image.page_size
+    starts, ends = image.preserved.intervals()
+    for area in image.scratch:
+        end = area.address + area.size
+        for i in np.flatnonzero((starts < end) & (ends > area.address)).tolist():
+            first, last = max(int(starts[i]), area.address), min(int(ends[i]), end)
+            pages += range(first, min(last, first + (_MAX_EXPOSED - len(pages)) * page), page)
+            if len(pages) >= _MAX_EXPOSED:
+                return pages
+    return pages
 
 
 def _has_kho_test(image: Any) -> bool:
@@ -228,6 +287,9 @@ def expect(image: Path, truth: Path | None = None) -> Expectation:
     try:
         held = from_image(image)
     except KhoError:
+        return expected
+    expected.exposed = held.exposed
+    if expected.complete:
         return expected
     whole = {(f.session, f.token) for f in held.files if f.sha256 is not None}
     known = {(f.session, f.token) for f in held.files}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from abi.errors import UsageError
 from inspector.locate import Handover, locate, ram_of
 from inspector.memory.base import MemoryFault, PageState, PhysicalMemory
 from lab.build import Kernel
+from lab.expectation import ExpectedRegion
 from lab.host import LabError, os_errors
 from lab.ram import Ram
 
@@ -69,12 +71,14 @@ def fill(
     scratch: tuple[tuple[int, int], ...] | None = None,
     ram_size: int | None = None,
     command_line: str = "",
+    regions: Sequence[ExpectedRegion] = (),
     poison: bool = False,
 ) -> tuple[Ram, Placement]:
     """Guest memory with the image and the kernel in it.
 
     ``scratch`` replaces the image's scratch array by (address, size) pairs, ``ram_size``
-    is in bytes. ``poison`` fills whatever the image does not hold. Raises LabError if the
+    is in bytes. ``regions`` are asked for on the command line unless the image has one of its
+    own that asks. ``poison`` fills whatever the image does not hold. Raises LabError if the
     kernel finds no place, UsageError if the image says too little.
     """
     location = locate(memory, root)
@@ -105,9 +109,11 @@ def fill(
         if lost > _ROM:
             notes.append(f"{lost} bytes of the image lie beyond the guest's memory")
         table = [(r.start, r.size) for r in usable] if usable else _plain_table(ram)
-        placement = _place(
-            memory, ram, kernel, initrd, handover, array, areas, table, command_line, notes
-        )
+        asked = _reserve_mem(memory, handover) or [
+            f"reserve_mem={r.size}:{_PAGE}:{r.name}" for r in regions
+        ]
+        line = " ".join([command_line, *asked])
+        placement = _place(memory, ram, kernel, initrd, handover, array, areas, table, line, notes)
     except BaseException:
         ram.close()
         raise
@@ -197,8 +203,7 @@ def _place(
     setup = ((image[_SETUP_SECTORS] or 4) + 1) * 512
     (init_size,) = struct.unpack_from("<I", image, _INIT_SIZE)
     (preferred,) = struct.unpack_from("<Q", image, _PREFERRED_ADDRESS)
-    reserve = _reserve_mem(memory, handover)
-    line = " ".join(w for w in (command_line, *reserve) if w).encode() + b"\0"
+    line = command_line.encode() + b"\0"
     sizes = [_PAGE, _up(len(line), _PAGE), _PAGE, _up(max(len(array), 1), _PAGE), len(initrd)]
     need = _up(init_size, _PAGE) + sum(sizes)
     area = _choose(memory, ram, areas, need, preferred, notes)

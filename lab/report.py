@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from lab import truth
 from lab.expectation import Expectation
 from lab.qemu import Event, Machine, Stopped
 from lab.ram import Ram
+
+_PAGE = 4096
 
 
 @dataclass(slots=True)
@@ -40,7 +43,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
     console: str = ""
     dmesg: str = ""
+    overwritten: list[int] = field(default_factory=list)
     _blobs: dict[str, bytes] = field(default_factory=dict)
+    _guarded: dict[int, bytes] = field(default_factory=dict)
+
+    def guard(self, ram: Ram, pages: Sequence[int]) -> None:
+        """Remember pages that must not change while the kernel boots."""
+        self._guarded = {page: ram.read(page, _PAGE) for page in pages if page + _PAGE <= ram.low}
 
     def take(self, event: Event, ram: Ram, expected: Expectation, command_line: str) -> None:
         """Note what the new kernel's init said."""
@@ -53,6 +62,8 @@ class Report:
             # What tells where the regions lie was sent before, and they stay there.
             self.open_errno = int(data["errno"])
             self.regions = _regions(ram, self._blobs, expected, command_line)
+            guarded = self._guarded.items()
+            self.overwritten = [p for p, was in guarded if ram.read(p, _PAGE) != was]
         elif event.kind in ("retrieve", "finish"):
             self.sessions.append(data)
         elif event.kind == "file":
@@ -72,7 +83,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report as plain data."""
         data = asdict(self)
-        del data["_blobs"]
+        del data["_blobs"], data["_guarded"]
         data["schema_version"] = 1
         return data
 
@@ -183,6 +194,9 @@ def _corrupt(report: Report, expected: Expectation) -> list[str]:
             found.append(f"{where}: size {data['size']} instead of {file.size}")
         elif file.sha256 is not None and data["sha256"] != file.sha256:
             found.append(f"{where}: the content differs")
+    if report.overwritten:
+        n, first = len(report.overwritten), report.overwritten[0]
+        found.append(f"{n} preserved pages in scratch were overwritten, the first at {first:#x}")
     found += [
         f"reserve_mem {r['name']}: the content differs"
         for r in report.regions
@@ -195,7 +209,7 @@ def _file_errors(report: Report) -> list[str]:
     return [
         f"file {f['token']:#x}: {os.strerror(f['errno'])}"
         for f in report.files
-        if f["errno"] and f["errno"] != 9  # EBADF: its session is the reason
+        if f["errno"] not in (0, errno.EBADF, errno.ENOENT)  # the others are told as lost
     ]
 
 
@@ -209,9 +223,11 @@ def _lost(report: Report, expected: Expectation) -> list[str]:
     got = _files_by_name(report)
     for file in expected.files:
         data = got.get((file.session.hex(), file.token))
+        where = f"file {file.token:#x}"
+        if data is not None and data["errno"] == errno.ENOENT:
+            found.append(f"{where} is not there")
         if data is None or data["errno"]:
             continue
-        where = f"file {file.token:#x}"
         if file.position is not None and data["position"] != file.position:
             found.append(f"{where}: position {data['position']} instead of {file.position}")
         if file.seals is not None and data["seals"] != file.seals:

@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -97,15 +96,12 @@ def _simulated(kernel: Kernel) -> str:
 
 
 def _broken(kernel: Kernel) -> str:
-    from inspector.kernel import scenario
-    from inspector.memory.elfcore import write_core
-    from lab import judging
+    from lab import broken, judging
 
-    base = scenario.load(_SCENARIO)
     with work_area(cache_directory() / "tmp") as area:
-        for name in BROKEN:
-            made = replace(base, faults=(scenario.Fault(name),)).run()
-            write_core(str(area / f"{name}.elf"), made.memory)
+        misfits = broken.make(area, _SCENARIO, BROKEN)
+        if misfits:
+            raise Failed(f"faults that cannot be made: {', '.join(misfits)}")
         verdicts = judging.run(area, kernel)
     wrong = [v for v in verdicts if not v.agrees]
     if wrong:

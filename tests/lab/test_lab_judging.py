@@ -72,6 +72,7 @@ def file(**changes):
         ({"open_errno": 2}, Outcome.STATE_LOST, "no /dev/liveupdate"),
         ({"open_errno": 22}, Outcome.LUO_UNUSABLE, "Invalid argument"),
         ({"files": file(errno=5)}, Outcome.FILE_ERROR, "Input/output error"),
+        ({"files": file(errno=2)}, Outcome.STATE_LOST, "file 0x1 is not there"),
         ({"files": file(sha256="bb")}, Outcome.CORRUPTION, "content differs"),
         ({"files": file(size=11)}, Outcome.CORRUPTION, "size 11 instead of 10"),
         ({"files": file(position=4)}, Outcome.STATE_LOST, "position 4 instead of 3"),

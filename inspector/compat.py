@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from abi import registry
 from abi.errors import KhoError, UsageError
@@ -65,7 +66,7 @@ class Verdict:
 def judge(
     memory: PhysicalMemory,
     target: Target,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     *,
     producer: str = "image",
     hardware: Hardware | None = None,
@@ -90,7 +91,23 @@ def _verdict(result: Result, producer: str, consumer: str) -> Verdict:
     return Verdict(producer, consumer, outcomes, reasons, list(dict.fromkeys(result.notes)))
 
 
-def pair(producer: Target, consumer: Target, options: Options = Options()) -> Verdict:  # noqa: B008
+def rules(memory: PhysicalMemory, options: Options = Options()) -> dict[str, Any] | None:
+    """How often the rules of ``kho check`` are broken, by code; None if nothing is decodable."""
+    from inspector import check, image
+    from inspector.findings import Severity
+
+    try:
+        decoded = image.open(memory, root=options.root)
+    except KhoError:
+        return None
+    report = check.check(decoded, at_least=Severity.WARNING)
+    broken: dict[str, int] = {}
+    for finding in report.findings:
+        broken[finding.code] = broken.get(finding.code, 0) + 1
+    return {"broken": dict(sorted(broken.items()))}
+
+
+def pair(producer: Target, consumer: Target, options: Options = Options()) -> Verdict:
     """What ``consumer`` makes of what ``producer`` hands over on a small machine."""
     names = str(producer), str(consumer)
     try:
@@ -171,7 +188,7 @@ def layer_targets(layer: str) -> list[Target]:
     ]
 
 
-# -- images -----------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------
 
 
 _IMAGES: dict[tuple[str, ...], Image] = {}
@@ -183,7 +200,7 @@ def image_of(kernel: KernelProfile, page_size: int = 0x1000) -> Image:
     from inspector.kernel import scenario
 
     layers = (f"{g} {' '.join(g.strings)}" for g in kernel.generations.values())
-    key = (kernel.release, str(page_size), *layers)
+    key = (kernel.name, kernel.release, str(page_size), *layers)
     if key not in _IMAGES:
         if len(_IMAGES) >= _MOST_IMAGES:
             _IMAGES.clear()
@@ -235,7 +252,7 @@ bdf = "0000:00:03.0"
 [[machine.device]]
 bdf = "0000:00:04.0"
 [[machine.device]]
-bdf = "0001:00:05.0"
+bdf = "{third}"
 """
 _IOMMUFD = """
 [[session.file]]
@@ -270,6 +287,10 @@ hwpt = "{hwpt}"
 
 def _scenario(kernel: KernelProfile, page_size: int) -> str:
     devices, page = any(kernel.has(layer) for layer in LAYERS), page_size >> 10
+    vfio = kernel.get("vfio-pci")
+    # The first postings tell devices apart by their BDF alone.
+    segments = vfio is None or any(name == "domain" for _, name, *_ in _members(vfio))
+    third = "0001:00:05.0" if segments else "0000:00:05.0"
     text = _MACHINE.format(
         base=f"linux-{kernel.release}",
         release=kernel.release,
@@ -277,7 +298,7 @@ def _scenario(kernel: KernelProfile, page_size: int) -> str:
         architecture="x86_64" if page == 4 else "aarch64",
         page=page,
         order=7 if page == 4 else 4,
-        hardware=_HARDWARE if devices else "",
+        hardware=_HARDWARE.format(third=third) if devices else "",
     )
     if not kernel.has("memfd"):
         return text
@@ -285,8 +306,8 @@ def _scenario(kernel: KernelProfile, page_size: int) -> str:
     iommufd = kernel.get("iommufd")
     if iommufd is not None:
         text += _IOMMUFD.format()
-    if kernel.has("vfio-pci"):
-        for i, bdf in enumerate(("0000:00:03.0", "0000:00:04.0", "0001:00:05.0")):
+    if vfio is not None:
+        for i, bdf in enumerate(("0000:00:03.0", "0000:00:04.0", third)):
             text += _VFIO.format(token=0x3001 + i, bdf=bdf)
             if getattr(iommufd, "entry", None) is not None and kernel.has("iommu"):
                 text += _ATTACHED.format(hwpt=f"hwpt{1 + i % 2}")

@@ -27,9 +27,11 @@ VERBS = (
     "simulate",
     "consume",
     "check",
+    "compat",
     "diff",
     "extract",
     "report",
+    "fuzz",
     "abi",
 )
 

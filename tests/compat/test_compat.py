@@ -1,0 +1,216 @@
+"""Verdicts for images and pairs of kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from abi.errors import UsageError
+from inspector import compat, memory
+from inspector.cli.app import app
+from inspector.findings import Outcome
+from inspector.kernel.profile_file import find, parse
+from inspector.kernel.scenario_file import ScenarioError
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+MEASURED = {
+    (p["producer"].rpartition(".")[0], p["consumer"].rpartition(".")[0]): p["project_outcome"]
+    for p in json.loads((CORPUS / "matrix.json").read_text())["pairs"]
+}
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_matrix_is_the_measured_one() -> None:
+    verdicts = {(v.producer[6:], v.consumer[6:]): v for v in compat.matrix()}
+    assert len(verdicts) == 64
+    for pair, wanted in MEASURED.items():
+        assert verdicts[pair].outcome == wanted, (pair, verdicts[pair].reasons[:2])
+    for (producer, consumer), verdict in verdicts.items():
+        told = any("no real one was measured" in note for note in verdict.notes)
+        assert told == bool({producer, consumer} & {"6.16", "7.0"})
+
+
+@pytest.mark.parametrize("layer", compat.LAYERS)
+def test_two_layouts_of_one_string_are_never_taken_over(layer: str) -> None:
+    targets = compat.layer_targets(layer)
+    for producer in targets:
+        for consumer in targets:
+            ours, theirs = consumer.kernel[layer], producer.kernel[layer]
+            if ours.strings[0] != theirs.strings[0]:
+                continue
+            verdict = compat.pair(producer, consumer)
+            if ours is theirs:
+                placeholder = theirs.id == "iommufd-rfc-v1"
+                assert (verdict.outcome is Outcome.TAKEN_OVER) != placeholder, verdict.reasons[:2]
+            elif verdict.outcome is Outcome.TAKEN_OVER:
+                same = compat._members(ours) == compat._members(theirs)
+                assert same, (str(producer), str(consumer))
+
+
+SERIES = ("7.3+iommu-vw", "7.1+iommu-v3", "7.1+iommu-v2", "6.19+iommu-v1", "6.19+iommu-rfc-v2")
+
+
+@pytest.mark.parametrize("kernel", SERIES)
+def test_a_series_takes_its_own_state_over(kernel: str) -> None:
+    target = find(f"linux-{kernel}")
+    verdict = compat.pair(target, target)
+    assert verdict.outcome is Outcome.TAKEN_OVER, verdict.reasons[:3]
+
+
+def test_a_plain_kernel_after_one_with_the_series() -> None:
+    verdict = compat.pair(find("linux-7.3+iommu-vw"), find("linux-7.3"))
+    assert verdict.outcome is Outcome.LUO_UNUSABLE
+    assert any(
+        r.dmesg == "No registered handler for compatible 'iommufd-v1'" for r in verdict.reasons
+    )
+    assert any("translation is turned off" in r.message for r in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "outcome"),
+    [
+        ("iommu-vw-small_legacy-handoff", "linux-7.3+iommu-vw", Outcome.TAKEN_OVER),
+        ("iommu-vw-legacy-handoff", "linux-7.3+iommu-vw", Outcome.TAKEN_OVER),
+        ("iommu-v3-small_scalable-handoff", "linux-7.1+iommu-v3", Outcome.TAKEN_OVER),
+        ("iommu-vw-small_legacy-handoff", "linux-7.3", Outcome.LUO_UNUSABLE),
+        ("iommu-v3-small_scalable-handoff", "linux-7.3+iommu-vw", Outcome.KHO_REFUSED),
+    ],
+)
+def test_real_captures_with_devices(name: str, kernel: str, outcome: Outcome) -> None:
+    with memory.open(CORPUS / f"{name}.elf.zst") as opened:
+        verdict = compat.judge(opened, find(kernel))
+    assert verdict.outcome is outcome, verdict.reasons[:3]
+
+
+def test_an_image_by_command_line() -> None:
+    image = str(CORPUS / "linux-6.17.8-handoff.elf.zst")
+    result = run("compat", image, "--to", "linux-6.17", "--to", "linux-6.18", "-f", "json")
+    assert result.exit_code == 4
+    document = json.loads(result.stdout)
+    first, second = document["verdicts"]
+    assert (first["outcome"], second["outcome"]) == ("taken-over", "boot-fails")
+    reason = second["reasons"][0]
+    assert reason["path"] == "/preserved"
+    assert reason["bytes"]
+    assert reason["dmesg"]
+    assert reason["kernel"] == "linux-6.18"
+    assert document["rules"] == {"broken": {}}
+
+
+def test_pairs_by_command_line() -> None:
+    result = run("compat", "--from", "linux-6.19", "--to", "linux-6.18")
+    assert result.exit_code == 4
+    assert "linux-6.19 -> linux-6.18: state-lost" in result.stdout
+    assert run("compat", "--from", "7.2", "--to", "7.3").exit_code == 0
+
+
+def test_the_matrix_by_command_line() -> None:
+    result = run("compat", "--matrix")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == [
+        "from",
+        "/",
+        "to",
+        *(r for r in ("6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3")),
+    ]
+    assert lines[2].split()[:4] == ["6.17", "taken-over", "taken-over", "boot-fails"]
+
+
+def test_a_page_size_is_foreseen() -> None:
+    image = str(CORPUS / "linux-7.3.4-arm64-64k-handoff.elf.zst")
+    assert run("compat", image, "--to", "linux-7.3").exit_code == 0
+    result = run("compat", image, "--to", "linux-7.3", "--page-size", "4K", "-f", "json")
+    assert result.exit_code & 4
+    assert json.loads(result.stdout)["verdicts"][0]["outcome"] == "boot-fails"
+
+
+def test_scratch_by_command_line() -> None:
+    image = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
+    result = run("compat", image, "--to", "linux-7.3", "--kernel-size", "600M", "-f", "json")
+    verdict = json.loads(result.stdout)["verdicts"][0]
+    assert verdict["outcome"] == "boot-fails"
+    assert verdict["reasons"][0]["path"] == "/scratch"
+
+
+def test_a_layer_can_be_changed() -> None:
+    image = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
+    result = run("compat", image, "--to", "linux-7.3", "--with", "memfd=memfd-v1")
+    assert result.exit_code == 4
+    assert "luo-unusable" in result.stdout
+
+
+PROFILE = """
+name = "ours"
+kernel = "linux-7.3"
+[layers]
+memfd = "memfd-v1"
+[behaviour]
+unknown-handler = "ignore"
+"""
+
+
+def test_a_profile_file(tmp_path: Path) -> None:
+    path = tmp_path / "ours.toml"
+    path.write_text(PROFILE)
+    image = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
+    result = run("compat", image, "--to", str(path), "-f", "json")
+    verdict = json.loads(result.stdout)["verdicts"][0]
+    assert (verdict["to"], verdict["outcome"]) == ("ours", "state-lost")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('kernel = "linux-9.9"\n', 1),
+        ('kernel = "linux-7.3"\n[layers]\nmemfd = "nosuch"\n', 3),
+        ('kernel = "linux-7.3"\n[behaviour]\nluo-mismatch = "explode"\n', 3),
+        ('kernel = "linux-7.3"\npage_size = "5K"\n', 2),
+        ('kernel = "linux-7.3"\nkernal = "x"\n', 2),
+    ],
+)
+def test_a_bad_profile_names_line_and_key(text: str, line: int) -> None:
+    with pytest.raises(ScenarioError, match=rf"^profile:{line}: "):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--from", "7.3"),
+        ("image", "--matrix"),
+        ("--matrix", "--layer", "nosuch"),
+        ("--layer", "iommu", "--from", "7.3", "--to", "7.3"),
+        ("--from", "7.3", "--to", "7.3", "--kernel-size", "big"),
+        ("--from", "7.3", "--to", "7.3", "--with", "memfd"),
+    ],
+)
+def test_wrong_calls(arguments: tuple[str, ...]) -> None:
+    result = run("compat", *arguments)
+    assert isinstance(result.exception, UsageError)
+
+
+def test_a_consumed_image_by_command_line() -> None:
+    image = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
+    result = run(
+        "consume", image, "--as", "linux-7.3", "--session", "vm-alpha",
+        "--retrieve", "0x1111111100000002", "--finish", "--sha256", "-f", "json",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    session = next(s for s in document["sessions"] if s["name"] == "vm-alpha")
+    assert session["finished"]
+    results = {f["token"]: f["result"] for f in session["files"]}
+    assert results["0x1111111100000002"] == "retrieved"
+    assert results["0x1111111100000003"] == "discarded"
+    assert not any(s["retrieved"] for s in document["sessions"] if s["name"] != "vm-alpha")
+    wrong = run("consume", image, "--as", "linux-7.3", "--session", "nobody")
+    assert isinstance(wrong.exception, UsageError)

@@ -29,6 +29,8 @@ from inspector.memory.segments import Kind, Segment, SegmentTable, from_segments
 _LEAF = 512
 _BASE, _ZERO, _EXCLUDED = -1, -2, -3
 _CHUNK_BYTES = 4 << 20
+#: Longer ranges are looked up in the table of all memory.
+_FEW_PAGES = 64
 
 Leaf = npt.NDArray[np.int32]
 
@@ -290,6 +292,12 @@ class SparseMemory(PhysicalMemory):
         self, pa: int, size: int, *, worst: bool = False
     ) -> tuple[int, PageState] | None:
         """The first missing byte, or with ``worst`` one in the lowest state."""
+        if size > _FEW_PAGES * self._size:
+            table = self._segments()
+            if not worst:
+                return table.first_missing(pa, size)
+            lowest = table.state(pa, size)
+            return None if lowest is PageState.PRESENT else (pa, lowest)
         found: tuple[int, PageState] | None = None
         at, end = pa, pa + size
         while at < end:

@@ -206,4 +206,11 @@ def test_a_large_machine_is_cheap() -> None:
     states = memory.states(pfns << np.uint64(12), PAGE)
     assert int((states == 2).sum()) == 10_000 * 257
     assert sum(1 for _ in find_words(memory, 0xEDFE0DD0)) == 10_000
+    assert memory.state(0, 1 << 40) is PageState.EXCLUDED
+    assert memory.state(1, 1 << 40) is PageState.OUTSIDE
+    memory.mark_zero(1 << 39, 1 << 38)
+    assert memory.state((1 << 39) + 5, (1 << 38) - 5) is PageState.PRESENT
+    with pytest.raises(MemoryFault) as caught:
+        memory.read(1 << 39, 1 << 39)
+    assert caught.value.address == 3 << 38
     assert time.process_time() - start < 10

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,13 +125,10 @@ def diff(
             _folios(found, path, one, other)
         if contents:
             _contents(found, path, (before, one), (after, other))
-    for compare in COLUMNS:
-        compare(found, before, after, addresses)
+    from inspector import mappings
+
+    mappings.compare(found, before, after, addresses)
     return found
-
-
-#: Comparisons of large columns that other layers add: (diff, before, after, addresses).
-COLUMNS: list[Callable[[Diff, Image, Image, bool], None]] = []
 
 
 class _Comparison:

@@ -75,8 +75,21 @@ def render(image: Image, *, source: str = "") -> str:
 
 
 def _verdicts(image: Image) -> list[Verdict]:
-    """What each released kernel would do."""
-    return []
+    """What each released kernel would do, those that agree told together by the reader."""
+    from inspector import compat
+    from inspector.image import Moment
+    from inspector.kernel.profile import released
+    from inspector.kernel.profile_file import Target
+
+    if image.moment is Moment.INCOMING:
+        return []
+    options = compat.Options(root=image.root.address, page_size=image.page_size)
+    found = []
+    for kernel in released():
+        verdict = compat.judge(image.memory, Target(kernel), options)
+        reasons = tuple(display(str(r)) for r in verdict.reasons[:3])
+        found.append(Verdict(kernel.name, str(verdict.outcome), reasons))
+    return found
 
 
 @dataclass(slots=True)

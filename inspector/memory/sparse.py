@@ -272,7 +272,7 @@ class SparseMemory(PhysicalMemory):
             return np.array([self.state(int(a), size) for a in addresses.tolist()], np.uint8)
         offset = addresses & np.uint64(self._size - 1)
         fits = 0 < size <= self._size and not (offset > np.uint64(self._size - size)).any()
-        if not fits:
+        if not fits or len(addresses) > 1 << 16:
             return self._segments().states(addresses, size)
         # Each range lies in one page: no table has to be built, which writes would undo.
         slots = self._slots((addresses >> np.uint64(self._shift)).astype(np.int64))

@@ -46,7 +46,7 @@ operation = st.one_of(
 
 
 @given(st.lists(operation, max_size=8), st.booleans(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_operations(
     operations: list[tuple[str, int, int, int]], over: bool, data: st.DataObject
 ) -> None:

@@ -87,7 +87,10 @@ def _verdicts(image: Image) -> list[Verdict]:
     found = []
     for kernel in released():
         verdict = compat.judge(image.memory, Target(kernel), options)
-        reasons = tuple(display(str(r)) for r in verdict.reasons[:3])
+        reasons = tuple(
+            display(f"{r.path}: {r.message}" if r.path.strip("/") else r.message)
+            for r in verdict.reasons[:3]
+        )
         found.append(Verdict(kernel.name, str(verdict.outcome), reasons))
     return found
 

@@ -370,24 +370,21 @@ class SparseMemory(PhysicalMemory):
 
         Offsets of stored pages are slot * page size.
         """
-        pfns, slots, counts = [], [], []
-        for number in sorted(self._leaves):
-            leaf = self._leaves[number]
-            if isinstance(leaf, int):
-                pfns.append(np.array([number * _LEAF]))
-                slots.append(np.array([leaf], np.int32))
-                counts.append(np.array([_LEAF]))
-                continue
-            i = np.flatnonzero(leaf != _BASE)
-            pfns.append(i + number * _LEAF)
-            slots.append(leaf[i])
-            counts.append(np.ones(len(i), np.int64))
-        if not pfns:
-            none = np.zeros(0, np.uint64)
-            return none, none, np.zeros(0, np.uint8), np.zeros(0, np.int64)
-        slot = np.concatenate(slots).astype(np.int64)
-        first = np.concatenate(pfns).astype(np.uint64) << np.uint64(self._shift)
-        size = np.concatenate(counts).astype(np.uint64) << np.uint64(self._shift)
+        uniform = [(n, leaf) for n, leaf in self._leaves.items() if isinstance(leaf, int)]
+        columns = np.array(uniform, np.int64).reshape(-1, 2)
+        pfns, slots = [columns[:, 0] * _LEAF], [columns[:, 1]]
+        for number, leaf in self._leaves.items():
+            if not isinstance(leaf, int):
+                i = np.flatnonzero(leaf != _BASE)
+                pfns.append(i + number * _LEAF)
+                slots.append(leaf[i].astype(np.int64))
+        pfn, slot = np.concatenate(pfns), np.concatenate(slots)
+        count = np.ones(len(pfn), np.int64)
+        count[: len(uniform)] = _LEAF
+        order = np.argsort(pfn, kind="stable")
+        pfn, slot, count = pfn[order], slot[order], count[order]
+        first = pfn.astype(np.uint64) << np.uint64(self._shift)
+        size = count.astype(np.uint64) << np.uint64(self._shift)
         by_slot = np.array([Kind.EXCLUDED, Kind.ZERO, 0, Kind.STORED], np.uint8)
         kind = by_slot[np.minimum(slot, 0) - _EXCLUDED]
         return first, first + (size - np.uint64(1)), kind, np.maximum(slot, 0) << self._shift

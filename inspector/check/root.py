@@ -85,7 +85,9 @@ def _scratch_free(context: Context) -> None:
     for i, area in enumerate(image.scratch or ()):
         if not area.size:
             continue
-        lo, hi = np.uint64(area.address), np.uint64(area.address + area.size)
+        # A hostile area may reach beyond 2^64.
+        lo = np.uint64(area.address)
+        hi = np.uint64(min(area.address + area.size, (1 << 64) - 1))
         for k in np.flatnonzero((starts < hi) & (ends > lo))[:16]:
             context.report(
                 f"preserved range {int(starts[k]):#x}-{int(ends[k]):#x} lies in a scratch area",

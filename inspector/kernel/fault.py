@@ -39,7 +39,7 @@ class Fault:
     """A way to break an image.
 
     ``invariant`` is the rule that no longer holds, by its number in the list of invariants of
-    ``docs/invariants.md``; 0 for changes of the hand-over itself that break none. ``doc`` says
+    ``docs/scenarios.md``; 0 for changes of the hand-over itself that break none. ``doc`` says
     what is changed.
     """
 

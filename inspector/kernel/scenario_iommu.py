@@ -20,11 +20,16 @@ _ACCESS = {
 }
 
 
+def _full(session: str | None, name: str) -> str:
+    return name if session is None else f"{session}/{name}"
+
+
 def _object(world: World, session: str | None, name: str, kind: type) -> Any:
     """An object by its name in the session, or its full name."""
-    found = world.objects.get(f"{session}/{name}", world.objects.get(name))
+    full = _full(session, name)
+    found = world.objects.get(full, world.objects.get(name))
     if found is None:
-        found = world.files.get(f"{session}/{name}", world.files.get(name))
+        found = world.files.get(full, world.files.get(name))
     if not isinstance(found, kind):
         raise UsageError(f"there is no {kind.__name__.lower()} {name!r} at this point")
     return found
@@ -89,7 +94,7 @@ def _ioas(table: Table) -> Maker:
     def make(world: World, session: str | None, opened: Iommufd) -> None:
         for i in range(count):
             space = opened.ioas_alloc()
-            world.objects[f"{session}/{name(i)}"] = space
+            world.objects[_full(session, name(i))] = space
             for add in maps:
                 add(world, session, space)
 
@@ -110,7 +115,7 @@ def _mapping(table: Table) -> Callable[[World, str | None, Ioas], None]:
         if file is None:
             space.map_user(pa, iova, size, access)
             return
-        backing = world.files.get(f"{session}/{file}", world.files.get(file))
+        backing = world.files.get(_full(session, file), world.files.get(file))
         if backing is None:
             raise table.error("file", f"there is no file {file!r} at this point")
         space.map_file(backing, offset, iova, size, access, count=count, stride=stride)
@@ -135,7 +140,7 @@ def _hwpt(table: Table) -> Maker:
                 parent=None if parent is None else _object(world, session, parent, Hwpt),
                 first_stage=first_stage,
             )
-            world.objects[f"{session}/{name(i)}"] = made
+            world.objects[_full(session, name(i))] = made
             if token is not None:
                 opened.mark(made, token + i, bits=bits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +234,133 @@ def test_present_zero_pages_take_no_room(tmp_path: Path) -> None:
         ((_, file),) = found.luo.files()
         for pa in file.state.addresses.tolist()[1:50]:
             assert found.memory.read(pa, 4096) == bytes(4096)
+
+
+def test_the_examples_of_the_manual() -> None:
+    manual = (Path(__file__).parent.parent.parent / "docs" / "scenarios.md").read_text()
+    first, second = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
+    assert scenario.parse(first).run().root
+    machine, files = second.split("[[session.file]]", 1)
+    session = (
+        'kernel = "linux-7.3+iommu-vw"\n[[session]]\nname = "s"\n[[session.file]]\n'
+        'token = 0x1001\nsize = "1M"\nseals = ["seal", "shrink", "grow"]\n[[session.file]]'
+    )
+    assert scenario.parse(session + files + machine).run().kernel.iommu is not None
+
+
+def test_every_step() -> None:
+    text = """
+kernel = "linux-7.3+iommu-vw"
+[[machine.iommu]]
+base = 0x1000
+[[machine.device]]
+bdf = "00:03.0"
+[[file]]
+id = "loose"
+size = "1M"
+seals = ["seal", "shrink", "grow"]
+[[file]]
+type = "iommufd"
+id = "fd"
+[[file.ioas]]
+name = "space"
+[[file.hwpt]]
+name = "one"
+ioas = "space"
+[[file.hwpt]]
+name = "two"
+ioas = "space"
+[[file]]
+id = "gone"
+size = "64K"
+[[step]]
+do = "create-session"
+name = "s"
+[[step]]
+do = "preserve"
+session = "s"
+file = "loose"
+token = 1
+[[step]]
+do = "write"
+file = "loose"
+offset = 100
+text = "hello"
+[[step]]
+do = "truncate"
+file = "loose"
+size = 1
+expect = "EPERM"
+[[step]]
+do = "truncate"
+file = "gone"
+size = "4K"
+[[step]]
+do = "fallocate"
+file = "gone"
+offset = 0
+size = "8K"
+[[step]]
+do = "seal"
+file = "gone"
+seals = ["write"]
+[[step]]
+do = "seek"
+file = "loose"
+pos = 9
+[[step]]
+do = "drop"
+file = "gone"
+[[step]]
+do = "map"
+ioas = "space"
+file = "loose"
+iova = 0x10000
+size = "64K"
+[[step]]
+do = "unmap"
+ioas = "space"
+iova = 0x10000
+size = "64K"
+[[step]]
+do = "attach"
+device = "00:03.0"
+hwpt = "one"
+[[step]]
+do = "replace"
+device = "00:03.0"
+hwpt = "two"
+[[step]]
+do = "destroy"
+object = "two"
+expect = "EBUSY"
+[[step]]
+do = "destroy"
+object = "one"
+[[step]]
+do = "mark"
+hwpt = "two"
+token = 5
+[[step]]
+do = "unmark"
+hwpt = "two"
+[[step]]
+do = "detach"
+device = "00:03.0"
+iommufd = "fd"
+[[step]]
+do = "preserve"
+session = "s"
+file = "fd"
+token = 2
+[[step]]
+do = "finalize"
+expect = "EOPNOTSUPP"
+"""
+    image = scenario.parse(text).run()
+    with decoded_image.open(image.memory) as found:
+        assert found.luo is not None
+        ((_, file), (_, fd)) = found.luo.files()
+        assert (file.state.pos, file.state.size) == (9, 1 << 20)
+        assert fd.state.nr_hwpts == 0
+        assert found.memory.read(int(file.state.addresses[0]) + 100, 5) == b"hello"

@@ -11,6 +11,7 @@ they come behind the data.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import tempfile
@@ -60,6 +61,7 @@ def write_core(
     excluded: Ranges | None = None,
     notes: Mapping[str, str] | None = None,
     vmcoreinfo: str | None = None,
+    store_zeros: bool = False,
     compress: bool | None = None,
     force: bool = False,
 ) -> None:
@@ -72,8 +74,10 @@ def write_core(
     the image knows to be RAM. ``machine`` is ``x86_64``, ``aarch64``, ``riscv64``;
     default: the image's. ``notes`` are kept in our own note (default: the image's, but
     the names of the host), ``vmcoreinfo`` (text) in a VMCOREINFO note for other tools.
-    ``compress`` makes zstd of it; default: if the name ends in ``.zst``. An existing file
-    is replaced only with ``force``.
+    ``store_zeros`` stores pages of zeros like all others, as holes of the file, for tools
+    that do not know our note (drgn cannot read them otherwise). ``compress`` makes zstd
+    of it; default: if the name ends in ``.zst``. An existing file is replaced only with
+    ``force``.
 
     Raises UsageError for a wrong call, OutputError if the file cannot be written.
     """
@@ -101,7 +105,8 @@ def write_core(
         pieces = sorted(source, key=lambda piece: piece[0])
         chunks, expected, spare = _chunks_of_pieces(pieces), len(pieces), 0
     core = _Core(by_name[machine], expected + len(zero) + len(left), spare)
-    core.zero += zero
+    core.store_zeros = store_zeros
+    chunks = itertools.chain(chunks, ((start, size, None, True) for start, size in zero))
     core.excluded = left
     tail = (notes or {}, vmcoreinfo)
     compress = str(path).endswith(".zst") if compress is None else compress
@@ -121,6 +126,7 @@ class _Core:
         """``expected`` program headers find room in front of the data, and twice ``spare``."""
         self.machine = machine
         self.spare = spare
+        self.store_zeros = False
         self.room = max(-(-(64 + 56 * (expected + 2 * spare + 4)) // _PAGE) * _PAGE, _PAGE)
         self.loads: list[tuple[int, int, int]] = []  # address, size, offset
         self.zero: list[tuple[int, int]] = []
@@ -138,7 +144,7 @@ class _Core:
         fixed = len(self.zero) + len(self.excluded)
         for address, size, data, is_zero in chunks:
             used = len(self.loads) + len(self.zero) - fixed
-            if data is None or (is_zero and used < self.spare):
+            if not self.store_zeros and (data is None or (is_zero and used < self.spare)):
                 _extend(self.zero, address, size)
                 continue
             # Offsets and addresses agree modulo the page, as mappers of cores like it.
@@ -148,7 +154,8 @@ class _Core:
             else:
                 start, length, offset = self.loads[-1]
                 self.loads[-1] = (start, length + size, offset)
-            _write_all(fd, data, at)
+            if data is not None and not is_zero:
+                _write_all(fd, data, at)
             at += size
         note = self._notes(notes, vmcoreinfo)
         note_at = -(-at // 8) * 8

@@ -435,7 +435,8 @@ class SparseMemory(PhysicalMemory):
         """Extents of the base without the pages that are ours."""
         ours: SegmentTable | None = None
         for start, piece in self._base.extents():
-            ours = ours or SegmentTable(*self._own())
+            if ours is None:
+                ours = SegmentTable(*self._own())
             end = start + len(piece)
             at = start
             for segment in ours.overlapping(start, end):

@@ -92,6 +92,27 @@ def test_pieces_zero_ranges_and_excluded(tmp_path: Path) -> None:
         assert image.read((3 << 39) - 4, 8) == bytes(8)
 
 
+def test_zeros_stored_for_other_tools(tmp_path: Path) -> None:
+    source = SparseMemory([(0, 1 << 30)])
+    source.write(0x5000, b"x" * PAGE + bytes(8 * PAGE) + b"y")
+    source.mark_zero(1 << 29, 1 << 28)
+    out = tmp_path / "core"
+    write_core(out, source, "x86_64", zero_ranges=[(0x100000, 1 << 20)], store_zeros=True)
+    assert out.stat().st_blocks * 512 < 1 << 20
+    with memory.open(out) as image:
+        assert image.regions[1].start == 0x5000
+        assert image.read(0x5000, 10 * PAGE) == source.read(0x5000, 10 * PAGE)
+        assert image.read(0x100000, 1 << 20) == bytes(1 << 20)
+        assert image.read((1 << 29) + (1 << 28) - 8, 8) == bytes(8)
+    drgn = pytest.importorskip("drgn", reason="drgn is not installed")
+    program = drgn.Program(
+        vmcoreinfo="OSRELEASE=7\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff81000000\n"
+    )
+    program.set_core_dump(out)
+    assert program.read(0x6000, 8, True) == bytes(8)
+    assert program.read(1 << 29, 8, True) == bytes(8)
+
+
 def test_a_part_of_an_image(tmp_path: Path) -> None:
     source = SparseMemory([(0, 100 * PAGE)])
     source.write(0, os.urandom(50 * PAGE))

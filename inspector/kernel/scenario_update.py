@@ -1,7 +1,8 @@
 """``[[update]]``: the image is taken over, and the kernel that did it hands over again.
 
-Every session is retrieved with all its files and finished; with ``preserve`` (the default)
-sessions of the same names then hold the same files under the same tokens again.
+Every session is retrieved with all its files, devices are moved to page tables of the new kernel,
+and everything is finished. With ``preserve`` (the default) sessions of the same names then hold the
+same memory files under the same tokens again; iommufds and devices are opened anew.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from dataclasses import dataclass, field
 from abi.errors import UsageError
 from inspector.findings import Outcome
 from inspector.kernel import scenario_steps
-from inspector.kernel.consumer import Consumer, boot
-from inspector.kernel.errno import KernelErrno
+from inspector.kernel.consumer import Result, consume
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec
 from inspector.kernel.machine import MachineSpec
 from inspector.kernel.memory_file import RestoredMemfd
@@ -44,15 +44,21 @@ class Update:
     def run(self, image: Image, spec: MachineSpec) -> Kernel:
         """Take the image over, and do the steps. Raises UsageError if it cannot be."""
         before = image.kernel
-        consumer = boot(
-            image.memory, self.kernel, reserve_mem=before.reserve_mem, hardware=spec.hardware
+        result = consume(
+            image.memory,
+            self.kernel,
+            finish=self.finish,
+            reserve_mem=before.reserve_mem,
+            hardware=spec.hardware,
         )
-        restored = self._user_space(consumer)
-        if consumer.outcome not in _GOOD:
-            reason = consumer.reasons[0] if consumer.reasons else ""
-            raise self.error(f"{self.kernel} does not take over: {consumer.outcome}: {reason}")
+        if result.outcome not in _GOOD or result.errors:
+            first = result.reasons[0].message if result.reasons else ""
+            for path, error in result.errors.items():
+                first = first or f"{path}: {error}"
+            raise self.error(f"{self.kernel} does not take over: {result.outcome}: {first}")
+        restored = _memory_files(result)
         kernel = Kernel.after(
-            consumer,
+            result.consumer,
             spec,
             release=self.release,
             kho_test=self.kho_test,
@@ -72,24 +78,17 @@ class Update:
             step.run(world)
         return kernel
 
-    def _user_space(self, consumer: Consumer) -> dict[str, dict[int, RestoredMemfd]]:
-        """Retrieve and finish everything; memory files by session and token."""
-        found: dict[str, dict[int, RestoredMemfd]] = {}
-        if consumer.luo is None:
-            return found
-        try:
-            for entry in list(consumer.open().sessions):
-                session = consumer.retrieve_session(entry.name)
-                files = found[session.name] = {}
-                for token in session.tokens:
-                    file = session.retrieve(token)
-                    if isinstance(file, RestoredMemfd):
-                        files[token] = file
-                if self.finish:
-                    session.finish()
-        except KernelErrno as error:
-            raise self.error(f"user space of {self.kernel} fails: {error}") from None
-        return found
+
+def _memory_files(result: Result) -> dict[str, dict[int, RestoredMemfd]]:
+    """The memory files by session and token, in the order of the image."""
+    if result.consumer.luo is None:
+        return {}
+    return {
+        entry.name.decode("utf-8", "surrogateescape"): {
+            file.token: file.file for file in entry.files if isinstance(file.file, RestoredMemfd)
+        }
+        for entry in result.consumer.luo.sessions
+    }
 
 
 def read(table: Table, before: KernelProfile) -> Update:

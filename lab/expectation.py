@@ -193,7 +193,7 @@ def of_image(image: Any) -> Expectation:
             if not isinstance(state, Memfd):
                 expected.files.append(ExpectedFile(name, file.token))
                 continue
-            seals = 0 if state.seals is None else restored_seals(state.seals)
+            seals = None if state.seals is None else restored_seals(state.seals)
             sum_ = _content_sum(image, state)
             expected.files.append(
                 ExpectedFile(name, file.token, state.size, state.pos, seals, sum_)

@@ -108,7 +108,7 @@ def fill(
         lost = _copy(memory, ram)
         if lost > _ROM:
             notes.append(f"{lost} bytes of the image lie beyond the guest's memory")
-        table = [(r.start, r.size) for r in usable] if usable else _plain_table(ram)
+        table = _pc_table([(r.start, r.end) for r in usable]) if usable else _plain_table(ram)
         asked = _reserve_mem(memory, handover) or [
             f"reserve_mem={r.size}:{_PAGE}:{r.name}" for r in regions
         ]
@@ -179,6 +179,19 @@ def _plain_table(ram: Ram) -> list[tuple[int, int]]:
     table = [(0, 0x9FC00), (0x100000, ram.low - 0x100000)]
     if ram.size > ram.low:
         table.append((4 << 30, ram.size - ram.low))
+    return table
+
+
+def _pc_table(usable: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """e820 RAM entries without the hole that every PC has below 1 MiB.
+
+    Up to 6.19 a table of a single entry is taken for none at all.
+    """
+    table = []
+    for start, end in usable:
+        for low, high in ((start, min(end, 0x9FC00)), (max(start, 0x100000), end)):
+            if low < high:
+                table.append((low, high - low))
     return table
 
 

@@ -48,7 +48,7 @@ def trees(draw: st.DrawFn, name: str) -> tuple[Tree, list[Leaf], dict[str, objec
     rights = st.sampled_from(legal_rights(name))
     out: list[Leaf] = []
     cursor = 0
-    budget = 3000  # entries
+    budget = 2000  # entries
     for _ in range(draw(st.integers(0, 8))):
         where = int(draw(st.sampled_from(PLACES)) * (1 << space))
         size = draw(st.sampled_from(list(usable)))
@@ -156,14 +156,14 @@ def check_points(walked, wanted: list[Leaf]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     check(*data.draw(trees(name)))
 
 
 @pytest.mark.parametrize("name", ["vtdss", "amdv1", "lpae-s2-4k", "riscv-sv39"])
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_small_batches(name: str, data: st.DataObject) -> None:
     """The same with batches of two tables, so that everything crosses a border."""

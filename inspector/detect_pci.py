@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -85,8 +85,8 @@ def _judge_pci(
         evidence.constraint("no more devices than slots", state.nr_devices <= state.maximum)
     evidence.constraint("every slot can be read", state.complete)
     _judge_slots(evidence, generation, string, state)
-    keys = {(d.domain, d.bdf) for d in state.devices}
-    evidence.constraint("no device twice", len(keys) == len(state.devices))
+    keys = set(state.keys)
+    evidence.constraint("no device twice", len(keys) == len(state.keys))
     if expected:
         present = np.array([key in keys for key in sorted(expected)])
         evidence.constraint("every device of the IOMMU state is listed", present)
@@ -96,27 +96,29 @@ def _judge_pci(
 def _judge_slots(
     evidence: Evidence, generation: PciGeneration, string: str, state: PciState
 ) -> None:
-    used = state.devices
-    evidence.constraint("no more slots in use than counted", len(used) <= state.nr_devices)
-    reserved = [d.values["reserved"] == 0 for d in state.slots if "reserved" in d.values]
-    evidence.constraint("reserved words are 0", np.array(reserved, np.bool_))
+    used, columns = state.used, state.columns
+    evidence.constraint("no more slots in use than counted", len(state.keys) <= state.nr_devices)
+    if "reserved" in columns:
+        evidence.constraint("reserved words are 0", columns["reserved"] == 0)
     if generation.has_refcount and (generation.count_bits == 64 or string != "pci-v1"):
-        evidence.constraint(
-            "devices are counted in use", np.array([bool(d.refcount) for d in used], np.bool_)
-        )
-    if state.maximum is not None and len(state.slots) > state.nr_devices:
-        spare = [any(_flat(d.values)) for d in state.slots[state.nr_devices :]]
+        evidence.constraint("devices are counted in use", columns["refcount"][used] != 0)
+    if state.maximum is not None and len(state.records) > state.nr_devices:
+        spare = state.records[state.nr_devices :].tobytes()
         evidence.hint("slots behind the count are empty", not any(spare))
-    padding = [v for d in used for k, v in d.values.items() if k.startswith("_pad")]
-    if padding:
-        evidence.constraint("padding of devices is 0", not any(b"".join(padding)))
-    names = [d.values["driver_name"] for d in used if "driver_name" in d.values]
-    sane = [n.partition(b"\0")[0].isascii() and b"\0" in n for n in names]
-    evidence.constraint("driver names are text", np.array(sane, np.bool_))
+    for name, column in columns.items():
+        if name.startswith("_pad"):
+            evidence.constraint("padding of devices is 0", (column[used] == 0).all(axis=1))
+    if "driver_name" in columns:
+        names = [bytes(row) for row in columns["driver_name"][used]]
+        sane = [_is_text(name) for name in names]
+        evidence.constraint("driver names are text", np.array(sane, np.bool_))
+    if generation.form is ArrayForm.COUNTED and generation.count == "nr_devices":
+        evidence.constraint("devices ascend", state.keys == sorted(state.keys))
 
 
-def _flat(values: dict[str, Any]) -> list[int]:
-    return [v for v in values.values() if isinstance(v, int)]
+def _is_text(name: bytes) -> bool:
+    text, end, _ = name.partition(b"\0")
+    return bool(text and end) and text.isascii() and text.decode().isprintable()
 
 
 # -- VFIO files ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 Overrides = Mapping[str, Generation]
 #: Objects of one kind that are listed one by one where something is wrong with them.
 _SHOWN: Final = 1024
+#: Files of one handler that are looked at, at most twice this, to tell their layout.
+_SAMPLE: Final = 512
 
 
 def decode_passthrough(image: Image, overrides: Overrides) -> None:
@@ -67,6 +70,7 @@ def decode_passthrough(image: Image, overrides: Overrides) -> None:
     _check(image)
 
 
+@lru_cache(256)
 def _is(string: bytes, layer: str) -> bool:
     return bool(registry.named(layer, _text(string)))
 
@@ -108,14 +112,17 @@ def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides)
     devices = known_devices(image)
     iommu = iommu_state(image)
     by_string: dict[str, list[tuple[Session, File]]] = {}
+    tokens: dict[str, tuple[int, ...]] = {}
     for session, file in files:
         if file.data and _is(file.compatible, "vfio-pci"):
             by_string.setdefault(_text(file.compatible), []).append((session, file))
+            if session.path not in tokens:
+                tokens[session.path] = _iommufd_tokens(session)
     for string, found in by_string.items():
         verdict = detect_vfio_pci(
             image.survey,
             string,
-            [VfioFile(f.data, _iommufd_tokens(s)) for s, f in found],
+            [VfioFile(f.data, tokens[s.path]) for s, f in found[:: len(found) // _SAMPLE + 1]],
             devices,
             iommu.generation if iommu else None,
             overrides.get("vfio-pci"),
@@ -188,8 +195,8 @@ def vfio_devices(image: Image) -> Iterator[tuple[Session, File, VfioDevice]]:
 def known_devices(image: Image) -> frozenset[Key]:
     """(segment, BDF) of the devices in the PCI state, or else in the IOMMU state."""
     pci = pci_state(image)
-    if pci is not None and pci.devices:
-        return frozenset((d.domain, d.bdf) for d in pci.devices)
+    if pci is not None and pci.keys:
+        return frozenset(pci.keys)
     return iommu_devices(iommu_state(image))
 
 

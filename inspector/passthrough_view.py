@@ -240,8 +240,8 @@ def pci_details(state: PciState) -> Details:
                 str(i), "" if d.free else d.name, facts, d.address, state.generation.device.size, d
             )
 
-    facts = [("generation", state.generation.id), ("devices", str(len(state.devices)))]
+    facts = [("generation", state.generation.id), ("devices", str(len(state.keys)))]
     if state.version is not None:
         facts.append(("version", str(state.version)))
-    text = f"{len(state.devices)} of {len(state.slots)} slots"
+    text = f"{len(state.keys)} of {len(state.records)} slots"
     return facts, lambda: iter((_group("devices", text, nodes),))

@@ -250,9 +250,7 @@ class Objects(Generic[Obj]):
 
     def at(self, address: int) -> Obj | None:
         """The object that starts at an address."""
-        if not 0 <= address < 1 << 64:
-            return None
-        index = int(self.array.find(np.array([address], np.uint64))[0])
+        index = self.array.index_of(address)
         return self[index] if index >= 0 else None
 
 

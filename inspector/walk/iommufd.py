@@ -47,6 +47,13 @@ class Iommufd:
         return len(self.records) == self.nr_hwpts
 
     @property
+    def domain_data(self) -> U64Array:
+        """Addresses of the domain objects that the HWPTs name."""
+        if self.generation.entry is None:
+            return self.addresses
+        return self.records["domain_data"].astype(np.uint64)
+
+    @property
     def hwpts(self) -> list[Hwpt]:
         """The HWPTs in order."""
         return [self.hwpt(i) for i in range(len(self.records))]

@@ -11,6 +11,7 @@ are used. Global: the root says how many there are, object i lies in page i / ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _HEADER = 16
 _NO_PAGES = np.empty(0, np.uint64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PagedArray:
     """The used slots of a chain of array pages, in order.
 
@@ -56,11 +57,23 @@ class PagedArray:
         """One object as a flat dict (:meth:`abi.schema.Struct.unpack`)."""
         return self.struct.unpack(self.records[index].tobytes(), 0, *views)
 
+    @cached_property
+    def _order(self) -> npt.NDArray[np.intp]:
+        return np.argsort(self.addresses, kind="stable")
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {a: i for i, a in enumerate(self.addresses.tolist())}
+
+    def index_of(self, address: int) -> int:
+        """The index of the object that starts at an address, or -1."""
+        return self._index.get(address, -1)
+
     def find(self, addresses: U64Array) -> npt.NDArray[np.int64]:
         """The index of the object that starts at each address, or -1."""
         if not len(self.addresses):
             return np.full(len(addresses), -1, np.int64)
-        order = np.argsort(self.addresses, kind="stable")
+        order = self._order
         at = np.searchsorted(self.addresses, addresses, sorter=order)
         index = order[np.minimum(at, len(order) - 1)]
         return np.where(self.addresses[index] == addresses, index, -1)

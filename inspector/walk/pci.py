@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from abi.pci import FLB_VERSIONS, ArrayForm, PciGeneration
 from inspector.memory.base import U8Array, U64Array
@@ -14,8 +16,8 @@ from inspector.walk.chain import block_entries
 from inspector.walk.contiguous import counted_rows
 from inspector.walk.iommu import device_name
 
-#: Slots that are made into objects: every function of a PCI segment.
-MAX_SLOTS = 1 << 16
+#: Slots that are made into objects: every function of sixteen PCI segments.
+MAX_SLOTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,12 @@ class PciDevice:
         return device_name(self.domain, self.bdf)
 
 
-@dataclass(slots=True)
+@dataclass
 class PciState:
-    """The FLB: ``nr_devices`` as counted, ``maximum`` as stated, all slots that were found."""
+    """The FLB: ``nr_devices`` as counted, ``maximum`` as stated.
+
+    ``records`` has a row for each slot that was found, ``addresses`` where they lie.
+    """
 
     path: str
     generation: PciGeneration
@@ -46,8 +51,53 @@ class PciState:
     version: int | None
     nr_devices: int
     maximum: int | None
-    slots: list[PciDevice]
+    records: npt.NDArray[Any]
+    addresses: U64Array
     complete: bool
+
+    @cached_property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Members of all slots by the kernel's names."""
+        return self.generation.device.columns(self.records)
+
+    @cached_property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """Which slots hold a device."""
+        refcount = self.columns.get("refcount")
+        if refcount is not None and refcount.any():
+            taken: npt.NDArray[np.bool_] = refcount != 0
+            return taken
+        # Some revisions keep nothing in refcount: then the count alone tells.
+        return np.arange(len(self.records)) < self.nr_devices
+
+    @cached_property
+    def keys(self) -> list[tuple[int, int]]:
+        """(segment, bus << 8 | devfn) of the slots in use, in order."""
+        columns = self.columns
+        if "path" in columns:
+            where = columns["path"][self.used]
+            return list(zip((where >> 16).tolist(), (where & 0xFFFF).tolist(), strict=True))
+        domains, bdfs = columns["domain"][self.used], columns["bdf"][self.used]
+        return list(zip(domains.tolist(), bdfs.tolist(), strict=True))
+
+    @cached_property
+    def slots(self) -> list[PciDevice]:
+        """All slots as objects."""
+        return [self.slot(i) for i in range(len(self.records))]
+
+    def slot(self, index: int) -> PciDevice:
+        """One slot."""
+        values = self.generation.device.unpack(self.records[index].tobytes())
+        where = values.get("path", 0)
+        return PciDevice(
+            f"{self.path}/devices/{index}",
+            int(self.addresses[index]),
+            values.get("domain", where >> 16),
+            values.get("bdf", where & 0xFFFF),
+            values.get("refcount"),
+            not self.used[index],
+            values,
+        )
 
     @property
     def devices(self) -> list[PciDevice]:
@@ -81,8 +131,10 @@ def walk_pci(survey: Survey, generation: PciGeneration, address: int, path: str)
             "KHO-PCI-005", f"{len(rows)} slots: only {MAX_SLOTS} are decoded", path=path
         )
         rows, addresses, complete = rows[:MAX_SLOTS], addresses[:MAX_SLOTS], False
-    state = PciState(path, generation, address, version, count, maximum, [], complete)
-    state.slots = _devices(generation, rows, addresses, count, f"{path}/devices")
+    records = np.ascontiguousarray(rows).reshape(-1).view(generation.device.dtype)
+    state = PciState(
+        path, generation, address, version, count, maximum, records, addresses, complete
+    )
     _check(survey, state)
     return state
 
@@ -105,31 +157,6 @@ def _slots(
     return rows, addresses, len(rows) == slots
 
 
-def _devices(
-    generation: PciGeneration, rows: U8Array, addresses: U64Array, count: int, path: str
-) -> list[PciDevice]:
-    entry = generation.device
-    found = [entry.unpack(row.tobytes()) for row in rows]
-    # Some revisions keep nothing in refcount: then the count alone says what is in use.
-    counted = generation.has_refcount and any(v["refcount"] for v in found)
-    devices = []
-    for i, (at, values) in enumerate(zip(addresses.tolist(), found, strict=True)):
-        where = values.get("path", 0)
-        refcount = values.get("refcount")
-        devices.append(
-            PciDevice(
-                f"{path}/{i}",
-                at,
-                values.get("domain", where >> 16),
-                values.get("bdf", where & 0xFFFF),
-                refcount,
-                not refcount if counted else i >= count,
-                values,
-            )
-        )
-    return devices
-
-
 def _check(survey: Survey, state: PciState) -> None:
     findings = survey.findings
     if state.maximum is not None and state.nr_devices > state.maximum:
@@ -139,19 +166,23 @@ def _check(survey: Survey, state: PciState) -> None:
             path=state.path,
             address=state.address,
         )
-    seen: set[tuple[int, int]] = set()
-    for device in state.devices:
-        key = device.domain, device.bdf
-        if key in seen:
-            findings.error(
-                "KHO-PCI-003", f"{device.name} twice", path=device.path, address=device.address
-            )
-        seen.add(key)
-    if state.complete and len(state.devices) != state.nr_devices:
+    if len(set(state.keys)) < len(state.keys):
+        seen: set[tuple[int, int]] = set()
+        for index, key in zip(np.flatnonzero(state.used).tolist(), state.keys, strict=True):
+            if key in seen:
+                findings.error(
+                    "KHO-PCI-003",
+                    f"{device_name(*key)} twice",
+                    path=f"{state.path}/devices/{index}",
+                    address=int(state.addresses[index]),
+                )
+            seen.add(key)
+    in_use = len(state.keys)
+    if state.complete and in_use != state.nr_devices:
         report = findings.warning if state.maximum is not None else findings.error
         report(
             "KHO-PCI-004",
-            f"{state.nr_devices} devices counted, {len(state.devices)} slots are in use",
+            f"{state.nr_devices} devices counted, {in_use} slots are in use",
             path=state.path,
             address=state.address,
         )

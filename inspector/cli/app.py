@@ -24,6 +24,7 @@ VERBS = (
     "cat",
     "preserved",
     "devices",
+    "cpr",
     "simulate",
     "consume",
     "check",

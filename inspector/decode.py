@@ -70,7 +70,7 @@ def _read_root(
     page_size: int | None,
 ) -> Root | None:
     try:
-        tree = read_tree(opened, candidate.address)
+        tree = candidate.tree or read_tree(opened, candidate.address)
     except (MemoryFault, fdt.FdtError):
         return None
     verdict = detect.detect_kho(
@@ -182,7 +182,11 @@ def _map(image: Image) -> None:
             address=root.map_address,
         )
         return
-    image.preserved = walk_map(image.survey, generation, root.map_address)
+    if trial.cut_short or trial.generation is not generation or image.survey.nodes:
+        image.preserved = walk_map(image.survey, generation, root.map_address)
+    else:  # the trial was this very walk
+        image.preserved = trial.preserved
+        image.survey.adopt(trial.survey)
     image.map_state = MapState.DAMAGED if damaged else MapState.INTACT
 
 

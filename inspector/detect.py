@@ -123,6 +123,9 @@ class KhoTrial:
     anchors: int
     anchored: int
     candidate: Candidate
+    #: What the walk recorded; ``cut_short`` says that it gave up.
+    survey: Survey
+    cut_short: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +269,8 @@ def _try(
         score += 1
     return KhoTrial(
         generation, page_size, mapped, preserved, len(anchors), covered,
-        Candidate(generation, score, tuple(reasons), tuple(violations)),
+        Candidate(generation, score, tuple(reasons), tuple(violations)), survey,
+        sum(preserved.problems.values()) + preserved.missing >= TRIAL_LIMIT,
     )  # fmt: skip
 
 

@@ -78,6 +78,16 @@ class Findings:
             return
         self.items.append(Finding(code, severity, message, path, address, bytes(data[:64])))
 
+    def extend(self, other: Findings) -> None:
+        """Record what another list holds, after what is here."""
+        for one in other.items:
+            self.add(
+                one.code, one.severity, one.message,
+                path=one.path, address=one.address, data=one.data,
+            )  # fmt: skip
+        for code, count in other.suppressed.items():
+            self.suppress(code, count)
+
     def room(self, code: str) -> int:
         """How many more findings of ``code`` will be kept; for callers that have columns."""
         return max(0, self.per_code - self._seen.get(code, 0))

@@ -71,6 +71,8 @@ class Candidate:
     handovers: tuple[Handover, ...] = ()
     reasons: tuple[str, ...] = ()
     score: int = 0
+    #: The tree, where finding it meant parsing it.
+    tree: fdt.Fdt | None = field(default=None, compare=False, repr=False)
 
     @property
     def handover(self) -> Handover | None:
@@ -104,20 +106,28 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
         tree = try_tree(memory, root)
         if tree is None:
             raise UsageError(f"there is no device tree at {root:#x}")
-        trees = {root: tree.root.compatible, **trees}
+        trees = {root: tree, **trees}
     for handover in found.handovers:
         if handover.fdt_address not in trees:
             tree = try_tree(memory, handover.fdt_address)
             if tree is not None:
-                trees[handover.fdt_address] = tree.root.compatible
+                trees[handover.fdt_address] = tree
     unclaimed = set(trees) - {h.fdt_address for h in found.handovers}
     if unclaimed and memory.machine in (None, "x86_64"):
         found.handovers += _kho_data(memory, sorted(unclaimed))
-    for address, compatible in trees.items():
+    for address, tree in trees.items():
         records = tuple(h for h in found.handovers if h.fdt_address == address)
         how = records[0].how if records else How.SCAN
         found.candidates.append(
-            _ranked(Candidate(address, compatible, How.USER if address == root else how, records))
+            _ranked(
+                Candidate(
+                    address,
+                    tree.root.compatible,
+                    How.USER if address == root else how,
+                    records,
+                    tree=tree,
+                )
+            )
         )
     found.candidates.sort(key=lambda c: (-c.score, c.address))
     return found
@@ -137,7 +147,7 @@ def _ranked(candidate: Candidate) -> Candidate:
     return replace(candidate, score=score, reasons=tuple(reasons))
 
 
-def _trees(memory: PhysicalMemory, found: Location) -> Iterator[tuple[int, tuple[bytes, ...]]]:
+def _trees(memory: PhysicalMemory, found: Location) -> Iterator[tuple[int, fdt.Fdt]]:
     """Root FDTs by page scan; device trees with /chosen properties become hand-overs."""
     read = 0
     magic = int.from_bytes(fdt.MAGIC_BYTES, "little")
@@ -153,7 +163,7 @@ def _trees(memory: PhysicalMemory, found: Location) -> Iterator[tuple[int, tuple
         except (fdt.FdtError, MemoryFault):
             continue
         if any(name.startswith(b"kho-v") for name in tree.root.compatible):
-            yield address, tree.root.compatible
+            yield address, tree
         handover = _chosen(tree, address)
         if handover is not None:
             found.device_trees.append(address)

@@ -127,8 +127,19 @@ class Survey:
     def claim(self, kind: str, owner: str, pa: int | U64Array, size: int | U64Array) -> None:
         """Record that ``owner`` uses ``size`` bytes at ``pa`` (scalars or columns)."""
         starts = np.array([pa], np.uint64) if isinstance(pa, int) else pa
-        sizes = np.broadcast_to(np.asarray(size, np.uint64), starts.shape)
+        if isinstance(size, int) and len(starts) == 1:
+            sizes = np.array([size], np.uint64)  # a tenth of what a broadcast costs
+        else:
+            sizes = np.broadcast_to(np.asarray(size, np.uint64), starts.shape)
         self.claims.append(Claim(kind, owner, starts, sizes))
+
+    def adopt(self, other: Survey) -> None:
+        """Take over what another survey of the same memory has recorded."""
+        self.findings.extend(other.findings)
+        self.placed += other.placed
+        self.claims += other.claims
+        self.holes += other.holes[: 65536 - len(self.holes)]
+        self.nodes.update(other.nodes)
 
     # -- pointers --------------------------------------------------------------------
 

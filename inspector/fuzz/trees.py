@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 from abi import fdt
 from abi.fdt_structure import decode_tokens, encode_token
@@ -28,17 +29,27 @@ def mutate_blob(blob: bytes, rng: random.Random, objects: list[int]) -> bytes:
     if what == 1:
         at = rng.randrange(len(blob))
         return blob[:at] + bytes([blob[at] ^ 1 << rng.randrange(8)]) + blob[at + 1 :]
-    try:
-        tree = fdt.parse(blob)
-    except fdt.FdtError:
+    parsed = _parsed(blob)
+    if parsed is None:
         return _header(blob, rng)
+    tree, whole = parsed
     if what == 2 and tree.strings:
         at = tree.header.off_dt_strings + rng.randrange(len(tree.strings))
         return blob[:at] + bytes([rng.choice((0, 65, 255))]) + blob[at + 1 :]
-    tokens = list(decode_tokens(tree.structure, tree.header.version))
+    tokens = list(whole)
     _change(tokens, rng, len(tree.strings), objects)
     structure = b"".join(encode_token(t) for t in tokens)
     return _rebuilt(tree, structure, len(blob), repair=rng.random() < 0.8)
+
+
+@lru_cache(maxsize=256)
+def _parsed(blob: bytes) -> tuple[fdt.Fdt, tuple[fdt.Token, ...]] | None:
+    """A tree and its tags, None if it does not parse."""
+    try:
+        tree = fdt.parse(blob)
+    except fdt.FdtError:
+        return None
+    return tree, tuple(decode_tokens(tree.structure, tree.header.version))
 
 
 def _header(blob: bytes, rng: random.Random) -> bytes:

@@ -24,6 +24,8 @@ from inspector.walk.runs import RunColumns, cut_runs, merge_runs
 PATH = "/preserved"
 #: Table or bitmap pages read at a time.
 BATCH = 128
+#: Up to so many tables of a level are gone through without columns.
+FEW = 8
 #: Bytes of leaves read at a time, where bits seldom and where they often change.
 LEAF_BATCH = 2 << 20
 DENSE_BATCH = 128 << 10
@@ -255,10 +257,11 @@ def walk_map(
 
 def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> None:
     survey, page = collector.survey, collector.survey.page_size
-    addresses = np.array([root], np.uint64)
-    prefixes = np.zeros(1, np.uint64)
-    seen = np.empty(0, np.uint64)
-    for level in range(geometry.depth - 1, -1, -1):
+    top, few, met = _narrow_top(collector, geometry, root)
+    addresses = np.array([pa for pa, _ in few], np.uint64)
+    prefixes = np.array([prefix for _, prefix in few], np.uint64)
+    seen = np.array(sorted(met), np.uint64)
+    for level in range(top, -1, -1):
         good = collector.usable(addresses, page, page)
         addresses, prefixes = addresses[good], prefixes[good]
         addresses, prefixes = _first_visits(collector, addresses, prefixes, seen)
@@ -278,6 +281,71 @@ def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> No
         addresses, prefixes = _children(collector, geometry, addresses, prefixes, shift)
         if collector.hopeless:
             return
+
+
+def _narrow_top(
+    collector: _Collector, geometry: RadixGeometry, root: int
+) -> tuple[int, list[tuple[int, int]], set[int]]:
+    """Go down as long as a level has few tables, one by one: numpy's calls would cost more.
+
+    Returns the level reached, its (address, prefix) pairs, and the tables met so far. The
+    leaves are never among what is done here.
+    """
+    survey, page = collector.survey, collector.survey.page_size
+    level, nodes, met = geometry.depth - 1, [(root, 0)], set[int]()
+    while level and 0 < len(nodes) <= FEW:
+        nodes = _usable_few(collector, nodes, met)
+        if not nodes:
+            break
+        met.update(pa for pa, _ in nodes)
+        column = np.array([pa for pa, _ in nodes], np.uint64)
+        survey.place(kho_radix_node(page), column, PATH)
+        collector.add_nodes(column, page)
+        shift = (level - 1) * geometry.table_bits + geometry.leaf_bits
+        children: list[tuple[int, int]] = []
+        wide: list[int] = []
+        for (_, prefix), row in zip(nodes, survey.memory.gather(column, page), strict=True):
+            words = row.view("<u8")
+            slots = words.nonzero()[0]
+            for slot, child in zip(slots.tolist(), words[slots].tolist(), strict=True):
+                key = prefix | slot << shift
+                if key >> geometry.key_width:
+                    wide.append(child)
+                else:
+                    children.append((child, key))
+        for pa in wide[:16]:
+            collector.problem("KHO-MAP-003", f"map node {pa:#x} has too wide a key", pa)
+        level, nodes = level - 1, [] if collector.hopeless else children
+    return level, nodes, met
+
+
+def _usable_few(
+    collector: _Collector, nodes: list[tuple[int, int]], met: set[int]
+) -> list[tuple[int, int]]:
+    """As :meth:`_Collector.usable` and :func:`_first_visits`, for a few nodes."""
+    memory, page = collector.survey.memory, collector.survey.page_size
+    aligned = []
+    for pa, prefix in nodes:
+        if pa % page or pa >> PHYSICAL_BITS:
+            collector.problem("KHO-MAP-001", f"map node {pa:#x} is no page address", pa)
+        else:
+            aligned.append((pa, prefix))
+    fresh, here = [], set[int]()
+    present = []
+    for pa, prefix in aligned:
+        state = memory.state(pa, page)
+        if state is PageState.PRESENT:
+            present.append((pa, prefix))
+        else:
+            collector.missing += 1
+            collector.survey.hole(pa, PATH, state)
+    for pa, prefix in present:
+        if pa in met or pa in here:
+            collector.problem("KHO-MAP-002", f"map node {pa:#x} is reached twice", pa)
+        else:
+            here.add(pa)
+            fresh.append((pa, prefix))
+    return fresh
 
 
 def _first_visits(

@@ -247,13 +247,18 @@ def devices(image: Image) -> list[DevicePicture]:
         state = entry[2]
         files.setdefault((state.domain or 0, state.bdf), []).append(entry)
     hwpts = hwpts_by_domain(image)
+    units: dict[int, Unit | None] = {}
+    domains: dict[int, Domain | None] = {}
     pictures = []
     for key in sorted(by_key.keys() | slots.keys() | files.keys()):
         device = by_key.get(key)
         unit = domain = None
         if device is not None and iommu is not None:
-            unit = iommu.units.at(device.iommu_phys)
-            domain = iommu.domains.at(device.domain_phys)
+            if device.iommu_phys not in units:
+                units[device.iommu_phys] = iommu.units.at(device.iommu_phys)
+            if device.domain_phys not in domains:
+                domains[device.domain_phys] = iommu.domains.at(device.domain_phys)
+            unit, domain = units[device.iommu_phys], domains[device.domain_phys]
         uses = tuple(hwpts.get(domain.address, ())) if domain is not None else ()
         name = device_name(*key)
         pictures.append(

@@ -87,29 +87,31 @@ def _smmuv3(image: Image, unit: Unit) -> None:
     tables = stream_tables_of(survey, unit)
     if tables is None or not tables.supported:
         return
-    handle = dma_alloc_ser_a if "strtab_base" in unit.values else dma_alloc_ser
-    image.survey.claim("struct", unit.path, unit.get("l1_strtab_lu_state"), handle.size)
     image.survey.claim(DEVICE_TABLE, unit.path, tables.table.base, tables.table.size)
-    _level_2_handles(image, unit, handle.size)
+    handles = [unit.get("l1_strtab_lu_state")]
     for descriptor in tables.l1_descriptors().values():
         image.survey.claim(DEVICE_TABLE, unit.path, descriptor.l2_table, descriptor.entries * 64)
+    first = unit.get("l2_strtab_lu_states_phys")
+    if first and tables.table.two_level:
+        # Dense with a count in the first layout, one for each level-1 entry in the second.
+        count = unit.values.get("num_l2_tables", tables.table.l1_entries)
+        raw = survey.read(first, 8 * min(count, 1 << 16), unit.path)
+        if raw is not None:
+            image.survey.claim("struct", unit.path, first, len(raw))
+            handles += np.frombuffer(raw, "<u8").tolist()
+    for handle in handles:
+        size = _handle_size(survey, unit, handle) if handle else 0
+        if size:
+            image.survey.claim("struct", unit.path, handle, size)
 
 
-def _level_2_handles(image: Image, unit: Unit, size: int) -> None:
-    """The array of handles of level-2 tables (dense, or by index with gaps), and the handles."""
-    array = unit.get("l2_strtab_lu_states_phys")
-    if not array:
-        return
-    dense = unit.values.get("num_l2_tables")
-    bits = unit.get("strtab_base_cfg") & 0x3F
-    count = dense if dense is not None else 1 << max(bits - 8, 0)
-    count = min(count, 1 << 16)
-    raw = image.survey.read(array, 8 * count, unit.path)
-    if raw is None:
-        return
-    image.survey.claim("struct", unit.path, array, len(raw))
-    handles = np.frombuffer(raw, "<u8").astype(np.uint64)
-    image.survey.claim("struct", unit.path, handles[handles != 0], size)
+def _handle_size(survey: Survey, unit: Unit, handle: int) -> int:
+    if "strtab_base" in unit.values:
+        return dma_alloc_ser_a.size
+    head = survey.unpack(dma_alloc_ser, handle, unit.path)
+    if head is None:
+        return 0
+    return dma_alloc_ser.size + 8 * min(1 if head["is_contiguous"] else head["nr_pages"], 1 << 16)
 
 
 def _claim(image: Image, owner: str, pages: list[int]) -> None:

@@ -143,7 +143,11 @@ def cross_check(image: Image) -> Findings:
 
 def root_table_of(survey: Survey, state: IommuState, unit: Unit) -> RootTable:
     """A unit's root table, its mode taken from its devices where they tell."""
-    scalable = any(d.pasid_table for d in state.devices_of(unit)) or None
+    devices = state.devices
+    scalable = None
+    if "intel.pasid_table" in devices.columns:
+        mine = (devices.column("iommu_phys") == unit.address) & ~devices.deleted
+        scalable = bool(devices.columns["intel.pasid_table"][mine].any()) or None
     return RootTable(survey, unit.root_table, path=unit.path, scalable=scalable)
 
 
@@ -169,9 +173,13 @@ def _vtd(checker: _Checker, unit: Unit) -> None:
             root.address + 8 * half,
         )
     preserved: set[int] = set()
+    domains: dict[int, Domain | None] = {}
     for device in checker.state.devices_of(unit):
         preserved.add(device.devid)
-        domain = checker.state.domains.at(device.domain_phys)
+        where = device.domain_phys
+        if where not in domains:
+            domains[where] = checker.state.domains.at(where)
+        domain = domains[where]
         attachment = root.attachment(device.devid) if device.devid >> 16 == 0 else None
         if attachment is None or not attachment.present:
             checker.report(
@@ -184,13 +192,14 @@ def _vtd(checker: _Checker, unit: Unit) -> None:
         _attachment(checker, device, domain, attachment)
     if checker.booted:
         return  # the next kernel adds entries of its own devices
-    for attachment in root.attachments():
-        if attachment.devid not in preserved:
+    for devid in root.present_devices():
+        if devid not in preserved:
+            found = root.attachment(devid)
             checker.report(
                 "KHO-VTD-009",
-                f"context entry of {device_name(0, attachment.devid)}, which is not preserved",
+                f"context entry of {device_name(0, devid)}, which is not preserved",
                 unit.path,
-                attachment.address,
+                found.address if found else None,
             )
 
 

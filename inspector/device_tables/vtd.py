@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -87,13 +88,13 @@ class RootTable:
         self.mode_certain = scalable is not None
         self.scalable = self._guess() if scalable is None else scalable
 
-    @property
+    @cached_property
     def present(self) -> frozenset[int]:
         """Halves of root entries that are present: bus * 2 + half."""
         halves = np.flatnonzero(self._words.reshape(-1) & np.uint64(1))
         return frozenset(halves.tolist())
 
-    @property
+    @cached_property
     def tables(self) -> dict[int, int]:
         """Context table addresses by half: bus * 2 + half."""
         flat = self._words.reshape(-1)
@@ -151,17 +152,23 @@ class RootTable:
 
     def attachments(self) -> Iterator[Attachment]:
         """Every present context entry, by device."""
+        for devid in self.present_devices():
+            found = self.attachment(devid)
+            if found is not None:
+                yield found
+
+    def present_devices(self) -> list[int]:
+        """The devices that have a present context entry, ascending."""
         size = 32 if self.scalable else 16
+        found: list[int] = []
         for half, table in self.tables.items():
             raw = self.survey.read(table, _PAGE, self.path)
-            if raw is None:
+            if raw is None or (not self.scalable and half & 1):
                 continue
-            first = (half >> 1) * 256 + (half & 1) * 128 * self.scalable
+            first = (half >> 1) * 256 + (half & 1) * 128
             words = np.frombuffer(raw, "<u8").reshape(-1, size // 8)
-            if not self.scalable and half & 1:
-                continue
-            for i in np.flatnonzero(words[:, 0] & np.uint64(1)).tolist():
-                yield self._attachment(first + i, table + i * size, raw[i * size : i * size + size])
+            found += (np.flatnonzero(words[:, 0] & np.uint64(1)) + first).tolist()
+        return found
 
     def pasid_entry(self, entry: ScalableContextEntry, pasid: int) -> tuple[PasidEntry, int] | None:
         """The entry for a PASID and its address; None if there is none."""

@@ -6,25 +6,32 @@ device, and moves it to a HWPT of its own (hotswap); only then can the files be 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from abi import registry
+from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
+from abi.pci import PciGeneration
 from abi.vfio_pci import VfioPciGeneration
+from inspector.detect_iommu import Anchors, detect_iommu
+from inspector.detect_pci import detect_pci
+from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
 from inspector.kernel.devices import Devices
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import VFIO_PCI, Hardware, PciDevice, Unit, UnitType, format_bdf
-from inspector.kernel.incoming import FileEntry, SessionEntry, protected
+from inspector.kernel.incoming import FileEntry, FlbEntry, SessionEntry, protected
 from inspector.kernel.pages import release, take_folio
 from inspector.survey import Survey
 from inspector.walk.contiguous import MAX_PAGES
+from inspector.walk.iommu import walk_iommu
+from inspector.walk.pci import walk_pci
 from inspector.walk.vfio_pci import walk_vfio_pci
-
-_DEFAULT_UNIT = 0xFED90000
 
 
 @dataclass(slots=True, eq=False)
@@ -151,70 +158,102 @@ def retrieve_vfio(devices: Devices, session: SessionEntry, entry: FileEntry) -> 
     boot = devices.boot
     generation = boot.kernel["vfio-pci"]
     assert isinstance(generation, VfioPciGeneration)
-    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
-    boot.view.read(entry.data, generation.root.size)
-    protected(boot, entry.path, generation.root.cname, entry.data, generation.root.size)
-    state = walk_vfio_pci(survey, generation, entry.data, entry.path)
-    if state is None:
-        raise KernelErrno("EINVAL", f"nothing can be read at {entry.data:#x}")
+    values = generation.root.unpack(boot.view.read(entry.data, generation.root.size))
     if devices.pci_error:
         raise KernelErrno("EINVAL", devices.pci_error)
-    segment = state.domain or 0
-    device = devices.device(segment, state.bdf)
+    segment, bdf = values.get("domain", 0), values["bdf"]
+    device = devices.device(segment, bdf)
+    if device is None and not devices.hardware_known and devices.pci is None:
+        device = PciDevice(bdf=bdf, segment=segment)  # nothing tells what the machine has
     if device is None:
-        raise KernelErrno("ENOENT", f"no device {format_bdf(segment, state.bdf)} in this machine")
+        raise KernelErrno("ENOENT", f"no device {format_bdf(segment, bdf)} in this machine")
     if device.driver != VFIO_PCI:
         raise KernelErrno("ENODEV", f"{device} is not bound to {VFIO_PCI}")
     if devices.pci is not None and device.key not in devices.pci:
         raise KernelErrno("ENOENT", f"{device} is not in the PCI state")
     if generation.saved_state:
-        if state.values["cfg_size"] != device.cfg_size:
-            raise KernelErrno("EINVAL", f"configuration space of {state.values['cfg_size']} bytes")
-        if any(item.code == "KHO-VFI-002" for item in survey.findings.items):
-            raise KernelErrno("EINVAL", "the list of saved capabilities does not end")
-    if state.iommufd_token is not None:
-        owner = session.find(state.iommufd_token)
+        _saved_state(boot, generation, entry, values, device)
+    token = values.get("token")
+    if token is not None:
+        owner = session.find(token)
         if owner is None or owner.layer != "iommufd":
-            raise KernelErrno("ENOENT", f"no iommufd {state.iommufd_token:#x} in the session")
-    release(boot, entry.data)
-    return RestoredVfio(entry.path, entry.token, device, devices, state.reset_works)
+            raise KernelErrno("ENOENT", f"no iommufd {token:#x} in the session")
+    if not release(boot, entry.data):
+        protected(boot, entry.path, generation.root.cname, entry.data, generation.root.size)
+    return RestoredVfio(entry.path, entry.token, device, devices, values.get("reset_works"))
+
+
+def _saved_state(
+    boot: Booting,
+    generation: VfioPciGeneration,
+    entry: FileEntry,
+    values: dict[str, Any],
+    device: PciDevice,
+) -> None:
+    """What the first posting checks of a device's saved state. Raises EINVAL."""
+    if values["cfg_size"] != device.cfg_size:
+        raise KernelErrno("EINVAL", f"configuration space of {values['cfg_size']} bytes")
+    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
+    walk_vfio_pci(survey, generation, entry.data, entry.path)
+    if any(item.code == "KHO-VFI-002" for item in survey.findings.items):
+        raise KernelErrno("EINVAL", "the list of saved capabilities does not end")
 
 
 # -- the machine of an image --------------------------------------------------------------------
 
 
-def hardware_of(boot: Booting) -> Hardware:
+def hardware_of(boot: Booting, flbs: Iterable[FlbEntry]) -> Hardware:
     """Units and devices that an image speaks of, as the kernel that wrote it meant them.
 
     A VT-d unit is known by its registers, which the driver's part of the object repeats; the
     PASIDs of devices are not in the image.
     """
-    from inspector import image as images
-    from inspector import passthrough
-
-    try:
-        decoded = images.open(boot.view.memory, root=boot.root, page_size=boot.view.page_size)
-    except images.NoRootError:
-        return Hardware()
-    state = passthrough.iommu_state(decoded)
+    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
+    likely = Plausibility(boot.view.memory, boot.view.page_size, boot.preserved)
     units: dict[int, Unit] = {}
     places: dict[int, int] = {}
-    if state is not None:
-        for unit in state.units.live():
-            base = unit.get("phys_addr") or unit.token
-            type_ = UnitType.ARM_SMMUV3 if unit.type == UnitType.ARM_SMMUV3 else UnitType.INTEL
-            units.setdefault(base, Unit(base=base, type=type_))
-        for device in state.devices.live():
-            behind = state.units.at(device.iommu_phys)
-            base = (behind.get("phys_addr") or behind.token) if behind is not None else 0
-            key = device.pci_domain_nr << 16 | device.devid & 0xFFFF
-            places.setdefault(key, base if base in units else 0)
-    pci = passthrough.pci_state(decoded)
-    for slot in pci.devices if pci is not None else ():
-        places.setdefault(slot.domain << 16 | slot.bdf, 0)
-    for _, _, vfio in passthrough.vfio_devices(decoded):
-        places.setdefault((vfio.domain or 0) << 16 | vfio.bdf, 0)
-    found = tuple(
+    named = [(f.name.decode("utf-8", "replace"), f) for f in flbs]
+    for name, flb in named:
+        if registry.named("iommu", name):
+            _of_iommu(survey, likely, name, flb, units, places)
+    expected = frozenset((key >> 16, key & 0xFFFF) for key in places)
+    for name, flb in named:
+        if registry.named("pci", name):
+            verdict = detect_pci(survey, likely, name, flb.data, expected)
+            if isinstance(verdict.generation, PciGeneration):
+                state = walk_pci(survey, verdict.generation, flb.data, flb.path)
+                for segment, bdf in state.keys if state is not None else ():
+                    places.setdefault(segment << 16 | bdf, 0)
+    devices = tuple(
         PciDevice(bdf=key & 0xFFFF, segment=key >> 16, unit=unit) for key, unit in places.items()
     )
-    return Hardware(tuple(units.values()), found)
+    return Hardware(tuple(units.values()), devices)
+
+
+def _of_iommu(
+    survey: Survey,
+    likely: Plausibility,
+    name: str,
+    flb: FlbEntry,
+    units: dict[int, Unit],
+    places: dict[int, int],
+) -> None:
+    verdict = detect_iommu(survey, likely, name, flb.data, Anchors())
+    if not isinstance(verdict.generation, IommuGeneration):
+        return
+    state = walk_iommu(survey, verdict.generation, flb.data, flb.path)
+    if state is None:
+        return
+    bases: dict[int, int] = {}
+    for unit in state.units.live():
+        base = unit.get("phys_addr") or unit.token
+        type_ = UnitType.ARM_SMMUV3 if unit.type == UnitType.ARM_SMMUV3 else UnitType.INTEL
+        units.setdefault(base, Unit(base=base, type=type_))
+        bases[unit.address] = base
+    devices = state.devices
+    rows = np.flatnonzero(~devices.deleted)
+    columns = (
+        devices.column(column)[rows].tolist() for column in ("pci_domain_nr", "devid", "iommu_phys")
+    )
+    for segment, devid, unit_at in zip(*columns, strict=True):
+        places.setdefault(segment << 16 | devid & 0xFFFF, bases.get(unit_at, 0))

@@ -7,11 +7,12 @@ BUG there: the hardware may be using it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from abi import vtd
 from abi.iommu import FIRST_DID, INCOMING, Header, IommuGeneration
@@ -26,7 +27,7 @@ from inspector.kernel.incoming import FlbEntry, Incoming, read_flbs
 from inspector.kernel.pages import take_folio, take_folios
 from inspector.kernel.view import Absent, PageFault
 from inspector.memory.base import U64Array
-from inspector.pagetable.plan import level_plans
+from inspector.pagetable.plan import LevelPlan, level_plans
 from inspector.pagetable.tree import table as describe
 from inspector.survey import Survey
 from inspector.walk.iommu import Device, IommuState, Unit, flatten, walk_iommu
@@ -98,11 +99,12 @@ def start(boot: Booting, luo: Incoming, hardware: Hardware | None) -> Devices:
     found = Devices(boot, hardware or Hardware(), hardware is not None)
     path: str = "/LUO/flbs"
     try:
-        _find_flbs(found, luo)
-        if hardware is None and found.flbs:
+        entries = read_flbs(boot, luo)
+        _sort_flbs(found, entries)
+        if hardware is None and entries:
             from inspector.kernel.device_files import hardware_of
 
-            found.hardware = hardware_of(boot)
+            found.hardware = hardware_of(boot, entries)
         _pci(found)
         iommu = found.flbs.get(_name(boot, "iommu"))
         if iommu is not None and boot.kernel.has("iommu"):
@@ -139,10 +141,10 @@ def _name(boot: Booting, layer: str) -> bytes:
     return generation.strings[0].encode() if generation is not None else b""
 
 
-def _find_flbs(found: Devices, luo: Incoming) -> None:
+def _sort_flbs(found: Devices, entries: list[FlbEntry]) -> None:
     boot = found.boot
     ours = {_name(boot, "iommu"), _name(boot, "pci")} - {b""}
-    for flb in read_flbs(boot, luo):
+    for flb in entries:
         if flb.name in ours and flb.name not in found.flbs:
             found.flbs[flb.name] = flb
         elif not flb.name.startswith(_TEST_FLB) and flb.name not in ours:
@@ -188,12 +190,14 @@ def _pci(found: Devices) -> None:
         )  # fmt: skip
         return
     assert state is not None
-    found.pci = {d.domain << 16 | d.bdf for d in state.devices}
-    for device in state.devices:
-        if found.device(device.domain, device.bdf) is None:
+    keys = state.keys
+    found.pci = {segment << 16 | bdf for segment, bdf in keys}
+    for segment, bdf in keys:
+        if found.device(segment, bdf) is None:
             boot.reasons.add(
-                Outcome.STATE_LOST, f"no device {device.name} in this machine", path=device.path,
-                address=device.address,
+                Outcome.STATE_LOST,
+                f"no device {format_bdf(segment, bdf)} in this machine",
+                path=flb.path, address=flb.data,
             )  # fmt: skip
 
 
@@ -238,8 +242,7 @@ def _iommu(found: Devices, flb: FlbEntry) -> None:
     for unit in state.units.live():
         if unit.live:
             _unit(found, state, unit)
-    for device in _live_devices(state):
-        _device(found, state, device)
+    _attach(found, state)
     _unmatched(found, state)
 
 
@@ -258,17 +261,17 @@ def _broken_arrays(found: Devices, survey: Survey) -> None:
     _holes(found, survey, "/LUO/flbs")
 
 
-def _live_devices(state: IommuState) -> Iterator[Device]:
-    # Up to the second posting a device stays unmarked when its domain is deleted.
-    marks = state.generation.header is Header.FLAGS
-    for device in state.devices.live():
-        if not device.ref_count:
-            continue
-        if not marks:
-            domain = state.domains.at(device.domain_phys)
-            if domain is not None and domain.deleted:
-                continue
-        yield device
+def _live_rows(state: IommuState) -> npt.NDArray[np.int64]:
+    """Which device objects the consumer uses."""
+    devices = state.devices
+    live = ~devices.deleted & (devices.column("ref_count") != 0)
+    if state.generation.header is not Header.FLAGS and len(devices):
+        # Up to the second posting a device stays unmarked when its domain is deleted.
+        at = state.domains.array.find(devices.column("domain_phys").astype(np.uint64))
+        gone = np.zeros(len(at), np.bool_)
+        gone[at >= 0] = state.domains.deleted[at[at >= 0]]
+        live &= ~gone
+    return np.flatnonzero(live)
 
 
 def _take(found: Devices, address: int, path: str, what: str) -> int:
@@ -332,35 +335,56 @@ def _set(found: Devices, kind: Any, address: int, name: str, value: int) -> None
 # -- devices and domains --------------------------------------------------------------------------
 
 
-def _device(found: Devices, state: IommuState, device: Device) -> None:
-    boot = found.boot
-    hardware = found.device(device.pci_domain_nr, device.devid & 0xFFFF)
-    if hardware is None or device.devid >> 16:
-        boot.reasons.add(
-            Outcome.STATE_LOST,
-            f"no device {device.name} in this machine: its state is not used",
-            path=device.path, address=device.address,
-        )  # fmt: skip
-        return
-    if hardware.key in found.devices or hardware.key in found.failed:
-        return  # the first object of a device is the one that is found
-    unit = state.units.at(device.iommu_phys)
-    if unit is None or not unit.live or unit.address not in found.dids:
-        why = "its unit is not restored" if unit is not None else "it points to no unit"
-        _failed(found, device, hardware, why)
-        return
-    found.dids[unit.address].add(device.attachment_id)
-    if unit.type == UnitType.INTEL and device.attachment_id < FIRST_DID:
-        boot.notes.append(f"{device.name}: DID {device.attachment_id} is accepted silently")
-    iommu = found.hardware.unit(unit.token)
-    if iommu is not None and device.attachment_id >= iommu.domain_ids:
-        _failed(found, device, hardware, f"DID {device.attachment_id} cannot be reserved")
-        return
-    domain = _domain(found, state, device, unit)
-    domain.devices.add(hardware.key)
-    found.devices[hardware.key] = domain.address
-    _pasid(found, device, hardware)
-    _mark(found, state.devices.kind.objects, device.address)
+def _attach(found: Devices, state: IommuState) -> None:
+    """Give every device that was handed over its domain back, the first object of each."""
+    devices, rows = state.devices, _live_rows(state)
+    columns = [
+        devices.column(name)[rows].tolist()
+        for name in ("pci_domain_nr", "devid", "iommu_phys", "attachment_id", "domain_phys")
+    ]
+    tables = devices.columns.get("intel.pasid_table")
+    units = {u.address: u for u in state.units.live() if u.address in found.dids}
+    limits = {
+        at: (unit.domain_ids, unit.type == UnitType.INTEL)
+        for at, u in units.items()
+        if (unit := found.hardware.unit(u.token)) is not None
+    }
+    taken: list[int] = []
+    for row, segment, devid, unit_at, did, domain_at in zip(rows.tolist(), *columns, strict=True):
+        hardware = found.device(segment, devid) if devid < 1 << 16 else None
+        if hardware is None:
+            _lost(found, devices[row])
+            continue
+        if hardware.key in found.devices or hardware.key in found.failed:
+            continue
+        limit = limits.get(unit_at)
+        if limit is None:
+            known = state.units.at(unit_at) is not None
+            why = "its unit is not restored" if known else "it points to no unit"
+            _failed(found, devices[row], hardware, why)
+            continue
+        found.dids[unit_at].add(did)
+        if did >= limit[0]:
+            _failed(found, devices[row], hardware, f"DID {did} cannot be reserved")
+            continue
+        if did < FIRST_DID and limit[1]:
+            found.boot.notes.append(f"{hardware}: DID {did} is accepted silently")
+        domain = found.domains.get(domain_at)
+        if domain is None:
+            domain = _domain(found, state, devices[row], units[unit_at])
+        domain.devices.add(hardware.key)
+        found.devices[hardware.key] = domain_at
+        if tables is not None and tables[row] and limit[1]:
+            _pasid(found, devices[row], hardware)
+        taken.append(row)
+    _mark(found, devices.kind.objects, devices.addresses[taken])
+
+
+def _lost(found: Devices, device: Device) -> None:
+    found.boot.reasons.add(
+        Outcome.STATE_LOST, f"no device {device.name} in this machine: its state is not used",
+        path=device.path, address=device.address,
+    )  # fmt: skip
 
 
 def _failed(found: Devices, device: Device, hardware: PciDevice, why: str) -> None:
@@ -371,18 +395,22 @@ def _failed(found: Devices, device: Device, hardware: PciDevice, why: str) -> No
     )  # fmt: skip
 
 
-def _mark(found: Devices, struct: Struct, address: int) -> None:
-    """Set INCOMING in the header of an object."""
-    at = address + next(f.offset for f in struct.flat_fields() if f.name.endswith("ref_count")) + 4
-    memory = found.boot.view.memory
-    memory.write(at, bytes([memory.read(at, 1)[0] | INCOMING]))
+def _mark(found: Devices, struct: Struct, addresses: U64Array) -> None:
+    """Set INCOMING in the headers of objects, whose addresses ascend."""
+    offset = next(f.offset for f in struct.flat_fields() if f.name.endswith("ref_count")) + 4
+    memory, page = found.boot.view.memory, found.boot.view.page_size
+    at = addresses + np.uint64(offset)
+    number = at // np.uint64(page)
+    for rows in np.split(np.arange(len(at)), np.flatnonzero(number[1:] != number[:-1]) + 1):
+        if len(rows):
+            start = int(number[rows[0]]) * page
+            data = np.frombuffer(memory.read(start, page), np.uint8).copy()
+            data[at[rows] - np.uint64(start)] |= INCOMING
+            memory.write(start, data)
 
 
 def _domain(found: Devices, state: IommuState, device: Device, unit: Unit) -> RestoredDomain:
     boot, at = found.boot, device.domain_phys
-    held = found.domains.get(at)
-    if held is not None:
-        return held
     kind = state.domains.kind
     assert boot.preserved is not None
     page = at - at % boot.view.page_size
@@ -407,7 +435,7 @@ def _domain(found: Devices, state: IommuState, device: Device, unit: Unit) -> Re
     domain = RestoredDomain(at, top, level, format_.name, pointer, tables)
     offset = kind.objects.field("restored_domain").offset
     boot.view.memory.write(at + offset, pointer.to_bytes(8, "little"))
-    _mark(found, kind.objects, at)
+    _mark(found, kind.objects, np.array([at], np.uint64))
     found.domains[at] = domain
     return domain
 
@@ -436,7 +464,7 @@ def _page_table(
         raise Bug(f"top_level {level} is impossible", path, top)
     start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
     _take(found, top, path, "the top table")
-    plans = level_plans(format_, None)
+    plans = _plans(format_.name)
     tables = np.array([top], np.uint64)
     count = 1
     for depth in range(level, 0, -1):
@@ -451,6 +479,11 @@ def _page_table(
             raise Bug("the page table has no end", path, top)
         _take_many(found, tables, path, "a page table")
     return count
+
+
+@cache
+def _plans(name: str) -> tuple[LevelPlan, ...]:
+    return level_plans(lookup(name), None)
 
 
 def _sane(format_: Format, level: int, vasz: int | None) -> int | None:

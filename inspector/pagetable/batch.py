@@ -71,10 +71,14 @@ class Batch:
         if int(bases[-1]) - int(bases[0]) != span * (len(bases) - 1):
             self.gaps = (bases[1:] - bases[:-1] != span).nonzero()[0] + 1
 
+    def __len__(self) -> int:
+        """Entries, whether they are at hand or not."""
+        return len(self.bases) << self.bits
+
     def iova(self, slots: Slots | None) -> U64:
         """First IOVA of entries, all of them for None."""
         if slots is None:
-            return self.iova_from(0, len(self.flat))
+            return self.iova_from(0, len(self))
         offset = slots.view(np.uint64) << np.uint64(self.plan.shift)
         if self.gaps is None:
             offset += self.bases[0]

@@ -40,7 +40,7 @@ class Decoder:
     ``merged``: rows are ranges with attributes; else they are leaves with raw entries.
     """
 
-    __slots__ = ("_runs", "_scratch", "leaves", "merged", "reporter")
+    __slots__ = ("_runs", "_scratch", "_together", "leaves", "merged", "reporter")
 
     def __init__(self, merged: bool, reporter: Reporter) -> None:
         self.merged = merged
@@ -49,6 +49,7 @@ class Decoder:
         self.leaves: Counter[tuple[int, int]] = Counter()
         self._scratch = Scratch()
         self._runs = Runs(self._scratch)
+        self._together = merged
 
     def decode(self, batch: Batch) -> tuple[Iterable[Rows], Pointers | None]:
         """Chunks of rows of the leaves of a batch, and its table entries.
@@ -67,6 +68,31 @@ class Decoder:
                 return rows, None
         row, pointers = self._decode(batch, in_runs)
         return () if row is None else (row,), pointers
+
+    @property
+    def few_runs(self) -> bool:
+        """Whether batches without tables should go through :meth:`scan` and :meth:`gathered`."""
+        return self._together and self._runs.few and not self._runs.sparse
+
+    def scan(self, batch: Batch) -> tuple[Slots, U64] | None:
+        """First slots and entries of the runs of a batch without tables, if they are few."""
+        return self._runs.scan(batch)
+
+    def gathered(
+        self, whole: Batch, parts: list[tuple[Slots, U64]], each: int
+    ) -> Iterable[Rows] | None:
+        """Rows of several batches that were scanned, as one whose entries are not at hand.
+
+        ``each``: entries of all but the last. None if they must be decoded one by one, which
+        is not tried again then.
+        """
+        starts = np.concatenate([part[0] + n * each for n, part in enumerate(parts)])
+        found = self._runs.rows(whole, starts, np.concatenate([part[1] for part in parts]))
+        if found is None or found[1] is not None:
+            self._together = False
+            return None
+        self.leaves[whole.plan.number, whole.plan.step] += self._runs.leaves
+        return map(merge, found[0])  # a run may go on in the next batch
 
     def _decode(self, batch: Batch, in_runs: bool) -> tuple[Rows | None, Pointers | None]:
         flat, plan = batch.flat, batch.plan

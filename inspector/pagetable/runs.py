@@ -20,6 +20,9 @@ from inspector.pagetable.columns import Rows
 #: After a batch with fewer leaves than one entry in so many, the next is compacted first.
 _SPARSE: Final = 4
 
+#: Runs are few if there is less than one for so many entries.
+_FEW: Final = 32
+
 #: Runs that are neither leaves nor holes: starts and lengths.
 Faults = tuple[Slots, Slots]
 
@@ -27,38 +30,65 @@ Faults = tuple[Slots, Slots]
 class Runs:
     """Finds the runs of batches.
 
-    ``sparse``: the last batch had too many holes for this way to pay. Holes and bad entries
-    are runs too, of one entry each in the case of holes.
+    ``sparse``: the last batch had too many holes for this way to pay. ``few``: it had so few
+    runs that it pays to judge those of several batches together. Holes and bad entries are
+    runs too, of one entry each in the case of holes.
     """
 
-    __slots__ = ("_noisy", "_scratch", "leaves", "sparse")
+    __slots__ = ("_noisy", "_scratch", "few", "leaves", "sparse")
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._noisy = False
         self.sparse = False
+        self.few = False
         #: Leaves of the batch decoded last.
         self.leaves = 0
 
     def judge(self, batch: Batch, leaves: int) -> None:
         """Take notice of how many entries of a batch are leaves."""
-        self.sparse = leaves * _SPARSE < len(batch.flat)
+        self.sparse = leaves * _SPARSE < len(batch)
 
     def decode(self, batch: Batch) -> tuple[Iterator[Rows], Faults | None] | None:
         """Merged rows of a batch without table entries, to be taken before the next batch
         is read, and its faults. None if the batch needs a closer look.
         """
-        flat, plan = batch.flat, batch.plan
+        breaks = self._breaks(batch)
+        starts, first = None, batch.flat
+        count = int(np.count_nonzero(breaks))
+        self.few = count * _FEW < len(batch)
+        if count != len(batch):
+            starts = breaks.nonzero()[0]
+            first = first.take(starts, mode="clip")
+        noisy = self._noisy
+        found = self.rows(batch, starts, first)
+        return self.decode(batch) if self._noisy and not noisy else found
+
+    def scan(self, batch: Batch) -> tuple[Slots, U64] | None:
+        """First slots and entries of the runs of a batch, if they are few."""
+        breaks = self._breaks(batch)
+        self.few = int(np.count_nonzero(breaks)) * _FEW < len(batch)
+        if not self.few:
+            return None
+        starts = breaks.nonzero()[0]
+        return starts, batch.flat.take(starts, mode="clip")
+
+    def _breaks(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        words = batch.flat
         # Bits that mean nothing, which hardware or software may set here and there, are
         # masked once they were seen to differ.
-        words = self._scratch.masked(flat, plan.watched) if self._noisy else flat
-        breaks = self._scratch.breaks(batch, words, None)
-        starts = lengths = None
-        first = flat
-        if int(np.count_nonzero(breaks)) != len(flat):
-            starts = breaks.nonzero()[0]
-            first = flat.take(starts, mode="clip")
-            lengths = self._scratch.lengths(starts, len(flat))
+        if self._noisy:
+            words = self._scratch.masked(words, batch.plan.watched)
+        return self._scratch.breaks(batch, words, None)
+
+    def rows(
+        self, batch: Batch, starts: Slots | None, first: U64
+    ) -> tuple[Iterator[Rows], Faults | None] | None:
+        """What :meth:`decode` returns, of runs that begin with the entries ``first`` at
+        ``starts`` (None: each entry begins one). ``batch.flat`` is not looked at.
+        """
+        plan = batch.plan
+        lengths = None if starts is None else self._scratch.lengths(starts, len(batch))
         leaf = None
         if plan.binary and self._noisy:
             leaf = (first & np.uint64(plan.format.present)) != 0
@@ -66,13 +96,13 @@ class Runs:
             some, every = or_and(first)
             if (some ^ every) & ~plan.watched and not self._noisy:
                 self._noisy = True
-                return self.decode(batch)
+                return None
             if (some ^ every) & plan.kind_mask:
                 leaf = self._leaf(batch, first)
             if leaf is None and plan.kind(every) != Kind.LEAF:
                 return None
         faults = None
-        leaves = len(flat)
+        leaves = len(batch)
         if leaf is not None:
             which = leaf.nonzero()[0]
             others = len(first) - len(which)
@@ -91,7 +121,7 @@ class Runs:
         if plan.is_odd(some, every, batch.code):
             return None
         step = int(plan.entry_step)
-        if lengths is not None and step * len(flat) > plan.address - (some & plan.address):
+        if lengths is not None and step * len(batch) > plan.address - (some & plan.address):
             return None  # a run might leave the address field
         self.leaves = leaves
         return self._rows(batch, starts, lengths, first, some ^ every), faults

@@ -8,7 +8,7 @@ memory is a few MiB whatever is mapped; besides, 8 bytes are kept of each table 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ Preserved = Callable[[U64], npt.NDArray[np.bool_]]
 #: Entries of a batch by level. Those of upper levels are fewer: what they point to is kept
 #: while it is walked.
 _BATCHES: Final = (BATCH, BATCH >> 2, BATCH >> 4)
+#: Batches with few runs that are judged together.
+_TOGETHER: Final = 8
 #: A batch costs the work of at least so many tables, which bounds walks in tiny batches.
 _LEAST_WORK: Final = 8
 
@@ -210,12 +212,44 @@ class Pass:
         bits = self.tree.format.index_bits
         entries = _BATCHES[min(level, 2)] >> (0 if self._decoder.merged else 1)
         each = max(1, entries >> bits)
-        for first in range(0, len(tables.pas), each):
-            yield from self._batch(level, tables.cut(first, first + each), bits)
+        first = 0
+        while first < len(tables.pas):
+            done = 0
+            if not level and self._decoder.few_runs:
+                done = yield from self._batches(tables.cut(first, first + each * _TOGETHER), each)
+            if not done:
+                yield from self._batch(level, tables.cut(first, first + each), bits)
+            first += done or each
+
+    def _batches(self, tables: _Children, each: int) -> Generator[Rows, None, int]:
+        """Rows of batches of level 0 that have few runs; returns how many tables those were."""
+        bits = self.tree.format.index_bits
+        parts: list[tuple[Slots, U64]] = []
+        done = 0
+        while done < len(tables.pas):
+            part = self._decoder.scan(self._read(0, tables.cut(done, done + each), bits))
+            if part is None:
+                break
+            parts.append(part)
+            done = min(done + each, len(tables.pas))
+        if not parts:
+            return 0
+        tables = tables.cut(0, done)
+        nothing = np.zeros(0, np.uint64)
+        whole = Batch(self._plans[0], tables.pas, tables.bases, tables.codes, bits, nothing)
+        rows = self._decoder.gathered(whole, parts, each << bits)
+        if rows is not None:
+            self.stats.entries += len(whole)
+            yield from rows
+            return done
+        for first in range(0, done, each):
+            yield from self._batch(0, tables.cut(first, first + each), bits)
+        return done
 
     def _batch(self, level: int, tables: _Children, bits: int) -> Iterator[Rows]:
         """Rows of a few tables of one level and of all below them."""
         batch = self._read(level, tables, bits)
+        self.stats.entries += len(batch)
         chunks, pointers = self._decoder.decode(batch)
         if pointers is None:
             yield from chunks
@@ -230,7 +264,6 @@ class Pass:
         buffer = self._bytes[: count * size].reshape(count, size)
         read = self.memory.gather(tables.pas, size, buffer)
         flat = read.reshape(-1).view("<u8")
-        self.stats.entries += len(flat)
         return Batch(self._plans[level], tables.pas, tables.bases, tables.codes, bits, flat)
 
     def _children(self, batch: Batch, pointers: Pointers) -> _Children:

@@ -466,3 +466,36 @@ def test_table_budget() -> None:
     assert found["KHO-PT-012"] > 0
     assert not walked.stats.complete
     assert walked.stats.leaves.total() < 50
+
+
+@pytest.mark.parametrize("spoil", [None, "hole", "fault", "noise", "odd"])
+def test_long_runs(spoil: str | None) -> None:
+    """Many tables with few runs, which are judged together unless one of them is spoilt."""
+    tables = 600
+    entries = (np.arange(tables * 512, dtype=np.uint64) << np.uint64(12)) | np.uint64(3)
+    entries = np.where(np.arange(len(entries)) >= 300 * 512, entries + np.uint64(1 << 40), entries)
+    where = 450 * 512 + 77
+    word = {None: None, "hole": 0, "fault": 0x400, "noise": int(entries[where]) | 0x300}
+    word["odd"] = int(entries[where]) & ~2
+    if spoil is not None:
+        entries[where] = np.uint64(word[spoil] or 0)
+    memory = SparseMemory([(0, 1 << 24)], unwritten=PageState.PRESENT)
+    memory.write(1 << 20, entries)
+    pointers = (np.arange(tables, dtype=np.uint64) << np.uint64(12)) + np.uint64((1 << 20) | 3)
+    memory.write(0x2000, pointers)
+    memory.write(0x1000, np.array([0x2003, 0x3003], np.uint64))
+    walked = walk(memory, "vtdss", 0x1000, 3)
+    got = [row for chunk in walked.ranges() for row in chunk]
+    rw, half, end = Permission.READ | Permission.WRITE, 300 << 21, tables << 21
+    high = half + (1 << 40)
+    at = where << 12
+    expected = [(0, 0, half, rw), (half, high, end - half, rw)]
+    if spoil in ("hole", "fault", "odd"):
+        rest = (at + 4096, at + 4096 + (1 << 40), end - at - 4096, rw)
+        expected = [expected[0], (half, high, at - half, rw), rest]
+    if spoil == "odd":
+        expected.insert(2, (at, at + (1 << 40), 4096, Permission.READ))
+    assert got == expected
+    assert codes(walked) == (["KHO-PT-010"] if spoil == "fault" else [])
+    assert walked.stats.entries == 603 * 512
+    assert walked.stats.mapped == sum(row[2] for row in expected)

@@ -409,9 +409,14 @@ class Iommufd:
         self.ioas.remove(ioas)
 
     def mark(self, hwpt: Hwpt, token: int, *, bits: int = 64) -> None:
-        """Mark a HWPT to be preserved. Raises EINVAL (nested, preserved), EADDRINUSE (token)."""
+        """Mark a HWPT to be preserved, or change its token.
+
+        Raises EINVAL (nested), EBUSY (preserved), EADDRINUSE (token).
+        """
         if hwpt.nested:
             raise KernelErrno("EINVAL", "a nested HWPT cannot be preserved")
+        if hwpt.domain.ser is not None:
+            raise KernelErrno("EBUSY", "the HWPT is preserved")
         if not 0 <= token < 1 << bits:
             raise KernelErrno("EINVAL", f"the token has {bits} bits")
         if any(h.token == token for h in self.hwpts):

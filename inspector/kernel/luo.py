@@ -196,7 +196,7 @@ class Session:
             self._unpreserve(entry)
         self._release()
         self.closed = True
-        self.luo.sessions.remove(self)
+        self.luo.forget(self)
 
     def _unpreserve(self, entry: PreservedFile) -> None:
         entry.handler.unpreserve(entry.file, entry.data)
@@ -333,6 +333,12 @@ class Luo:
         session = Session(self, name)
         self.sessions.append(session)
         return session
+
+    def forget(self, session: Session) -> None:
+        """Drop a closed session, and the block that it leaves empty."""
+        self.sessions.remove(session)
+        if self._blocks is not None:
+            self._blocks.shrink(len(self.sessions))
 
     def session(self, name: str) -> Session:
         """An open session by name. Raises ENOENT."""

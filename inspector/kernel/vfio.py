@@ -103,16 +103,22 @@ class VfioHandler(FileHandler):
         return ser
 
     def _preserve_dma(self, file: VfioDevice, session: Session) -> bool:
+        """Preserve the IOMMU state, if any is kept. A form that names the iommufd needs one."""
         iommufd = file.iommufd
-        if iommufd is None or not iommufd.preserves_devices:
+        if iommufd is None:
+            if self._has_iommufd:
+                raise KernelErrno("EINVAL", f"{file.device} is bound to no iommufd")
+            return False
+        if not iommufd.preserves_devices and not self._has_iommufd:
             return False
         entry = session.luo.preserved.get(id(iommufd))
         if entry is None or entry.token not in session.files:
             raise KernelErrno("EINVAL", f"the iommufd of {file.device} is not preserved")
         if self._has_iommufd and entry.token >> 32:
             raise KernelErrno("EINVAL", f"token {entry.token:#x} does not fit in 32 bits")
-        iommufd.preserve_device(file.device, entry.token)
-        return True
+        if iommufd.preserves_devices:
+            iommufd.preserve_device(file.device, entry.token)
+        return iommufd.preserves_devices
 
     def _write(self, file: VfioDevice) -> tuple[int, int]:
         root, device = self.generation.root, file.device

@@ -204,12 +204,14 @@ def iommufd_details(state: Iommufd) -> Details:
     from inspector.tree import Node
 
     def nodes() -> Iterator[Node]:
-        assert state.generation.entry is not None
+        entry = state.generation.entry
+        if entry is None:  # nothing is known of its HWPTs
+            return
         for h in state.hwpts:
             facts = [("token", f"{h.token:#x}"), ("domain_data", f"{h.domain_data:#x}")]
             if h.reclaimed:
                 facts.append(("reclaimed", str(h.reclaimed)))
-            yield Node(str(h.index), "", facts, h.address, state.generation.entry.size, h)
+            yield Node(str(h.index), "", facts, h.address, entry.size, h)
 
     facts = [("generation", state.generation.id), ("hwpts", f"{state.nr_hwpts:,}")]
     return facts, lambda: iter((_group("hwpts", f"{state.nr_hwpts:,}", nodes),))

@@ -27,6 +27,8 @@ class TargetName(enum.StrEnum):
     DIFF = "diff"
     EXTRACT = "extract"
     COMPAT = "compat"
+    DEVICES = "devices"
+    REPORT = "report"
     KAITAI = "kaitai"
     DIFFERENTIAL = "differential"
     FDT = "fdt"

@@ -123,6 +123,20 @@ def compat(base: Base) -> None:
         consume(base.memory, kernel, root=base.root)
 
 
+def devices(base: Base) -> None:
+    """What ``kho devices`` does: device tables and every page table."""
+    from inspector.reach import devices as reach_of
+
+    reach_of(_decoded(base))
+
+
+def report(base: Base) -> None:
+    """What ``kho report`` does."""
+    from inspector.report import render
+
+    render(_decoded(base))
+
+
 def kaitai(base: Base) -> None:
     """The reader over the Kaitai parsers."""
     from itertools import islice
@@ -149,6 +163,8 @@ IMAGE_TARGETS: dict[str, Callable[[Base], None]] = {
     "check": check,
     "extract": extract,
     "compat": compat,
+    "devices": devices,
+    "report": report,
     "kaitai": kaitai,
     "differential": differential,
 }

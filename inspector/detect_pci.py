@@ -7,7 +7,7 @@ list, and a VFIO file has to name one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -142,13 +142,14 @@ def detect_vfio_pci(
 ) -> Verdict:
     """The verdict on all VFIO files of one string together; they name some of ``devices``."""
     tried: list[tuple[Generation, Evidence, int]] = []
-    for rank, generation in enumerate(registry.named("vfio-pci", string)):
-        generation = cast("VfioPciGeneration", generation)
+    for generation in cast("Iterable[VfioPciGeneration]", registry.named("vfio-pci", string)):
         evidence = _judge_vfio(survey, generation, files, devices)
         if iommu is not None:
             with_token = iommu.id.startswith("iommu-v1-")
             evidence.hint(f"it goes with {iommu.id}", not generation.has_iommufd or with_token)
-        tried.append((generation, evidence, rank))
+        # Where bytes behind a struct are zero, a longer one would fit too: the shorter says
+        # no more than is there.
+        tried.append((generation, evidence, -generation.root.size))
     return decide("vfio-pci", order(tried), override)
 
 

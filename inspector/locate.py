@@ -20,7 +20,8 @@ import numpy as np
 
 from abi import boot, fdt
 from abi.errors import UsageError
-from inspector.memory.base import MemoryFault, PhysicalMemory, Region
+from inspector import progress
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region
 from inspector.memory.scan import find_words
 from inspector.walk.fdt import MAX_SIZE, read_blob, try_tree
 
@@ -100,8 +101,11 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     ``root`` is an address the user insists on; UsageError if no device tree is there.
     """
     found = Location()
-    trees = dict(_trees(memory, found))
-    _boot_params(memory, found)
+    size = sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
+    with progress.phase("looking for roots", size) as advance:
+        trees = dict(_trees(memory, found, advance))
+    with progress.phase("looking for boot parameters", size) as advance:
+        _boot_params(memory, found, advance)
     if root is not None:
         tree = try_tree(memory, root)
         if tree is None:
@@ -114,7 +118,8 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
                 trees[handover.fdt_address] = tree
     unclaimed = set(trees) - {h.fdt_address for h in found.handovers}
     if unclaimed and memory.machine in (None, "x86_64"):
-        found.handovers += _kho_data(memory, sorted(unclaimed))
+        with progress.phase("looking for hand-over records", size) as advance:
+            found.handovers += _kho_data(memory, sorted(unclaimed), advance)
     for address, tree in trees.items():
         records = tuple(h for h in found.handovers if h.fdt_address == address)
         how = records[0].how if records else How.SCAN
@@ -147,11 +152,13 @@ def _ranked(candidate: Candidate) -> Candidate:
     return replace(candidate, score=score, reasons=tuple(reasons))
 
 
-def _trees(memory: PhysicalMemory, found: Location) -> Iterator[tuple[int, fdt.Fdt]]:
+def _trees(
+    memory: PhysicalMemory, found: Location, advance: progress.Advance
+) -> Iterator[tuple[int, fdt.Fdt]]:
     """Root FDTs by page scan; device trees with /chosen properties become hand-overs."""
     read = 0
     magic = int.from_bytes(fdt.MAGIC_BYTES, "little")
-    for seen, address in enumerate(find_words(memory, magic, STRIDE)):
+    for seen, address in enumerate(find_words(memory, magic, STRIDE, progress=advance)):
         if seen >= _MAX_TREES or read > _MAX_TREE_BYTES:
             break
         try:
@@ -185,9 +192,9 @@ def _chosen(tree: fdt.Fdt, address: int) -> Handover | None:
     return Handover(How.CHOSEN, address, root, size, scratch, scratch_size)
 
 
-def _boot_params(memory: PhysicalMemory, found: Location) -> None:
+def _boot_params(memory: PhysicalMemory, found: Location, advance: progress.Advance) -> None:
     magic = int.from_bytes(boot.HDRS_MAGIC, "little")
-    pages = find_words(memory, magic, STRIDE, offset=boot.HDRS_OFFSET)
+    pages = find_words(memory, magic, STRIDE, offset=boot.HDRS_OFFSET, progress=advance)
     for seen, at in enumerate(pages):
         if seen >= _MAX_TREES:
             break
@@ -227,7 +234,9 @@ def _record(
     )  # fmt: skip
 
 
-def _kho_data(memory: PhysicalMemory, roots: list[int]) -> list[Handover]:
+def _kho_data(
+    memory: PhysicalMemory, roots: list[int], advance: progress.Advance
+) -> list[Handover]:
     """kho_data records that point to one of ``roots``: {root, one page, scratch, 16 n}."""
     hits: list[Handover] = []
     wanted = np.array(roots, np.uint64)
@@ -243,6 +252,7 @@ def _kho_data(memory: PhysicalMemory, roots: list[int]) -> list[Handover]:
                 handover = _record(memory, start + skip + 8 * int(i), How.KHO_DATA)
                 if handover is not None and _plausible(handover):
                     hits.append(handover)
+        advance(len(view))
     return hits
 
 

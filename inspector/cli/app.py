@@ -16,6 +16,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import typer
 
 from abi.errors import KhoError
+from inspector import progress
+from inspector.cli import bar
 
 #: The verbs, in the order of ``kho --help``.
 VERBS = (
@@ -72,7 +74,8 @@ for _verb in VERBS:
 def main() -> None:
     """Run a command; every expected failure is one line on stderr and an exit status."""
     try:
-        app()
+        with progress.watch(bar.watcher()):
+            app()
     except KhoError as error:
         _fail(str(error), error.exit_status)
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abi.errors import UnreadableError
+from inspector import progress
 from inspector.memory.files import ImageFile, Spool
 
 _FRAME = b"\x28\xb5\x2f\xfd"
@@ -30,7 +31,7 @@ def decompress(file: ImageFile) -> ImageFile:
 
     context = zstandard.ZstdDecompressor()
     data, at = file.data, 0
-    with Spool(file.name) as spool:
+    with Spool(file.name) as spool, progress.phase("decompressing", len(data)) as advance:
         while at < len(data):
             head = bytes(data[at : at + 8])
             if _is_skippable(head):
@@ -50,6 +51,7 @@ def decompress(file: ImageFile) -> ImageFile:
                     piece = bytes(data[at : at + _PIECE])
                     at += len(piece)
                     spool.write(frame.decompress(piece))
+                    advance(len(piece))
             except zstandard.ZstdError as error:
                 raise UnreadableError(
                     f"{file.name}: damaged zstd data ({_reason(error)})"

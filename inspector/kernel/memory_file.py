@@ -100,7 +100,8 @@ def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
 def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
     """Build the file again. Raises KernelErrno, Absent, PageFault."""
     layout = resolve(boot.kernel["memfd"].layouts["memfd_luo_ser"], boot.view.page_size)
-    protected(boot, entry.path, "struct memfd_luo_ser", entry.data, layout.size)
+    if boot.marks.peek(entry.data >> boot.view.page_shift) < 0:
+        protected(boot, entry.path, "struct memfd_luo_ser", entry.data, layout.size)
     values = layout.unpack(boot.view.read(entry.data, layout.size))
     seals = _seals(layout, values)
     count = values["nr_folios"]

@@ -123,9 +123,11 @@ class Marks:
         if len(rest):
             orders[rest] = self._large.take(frames[rest] >> np.uint64(_LARGE))
         if len(frames) > 1 and not (frames[1:] > frames[:-1]).all():
-            again = np.ones(len(frames), np.bool_)
-            again[np.unique(frames, return_index=True)[1]] = False
-            orders[again] = _NONE
+            ascending = np.sort(frames)
+            if (ascending[1:] == ascending[:-1]).any():
+                again = np.ones(len(frames), np.bool_)
+                again[np.unique(frames, return_index=True)[1]] = False
+                orders[again] = _NONE
         return orders
 
     def take_one(self, frame: int) -> int:

@@ -1,0 +1,194 @@
+"""``kho pagetable``: page tables of domains, or of anything else."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from abi.errors import UsageError
+from inspector.cli.common import (
+    AbiOption,
+    Format,
+    FormatOption,
+    ImageArgument,
+    PageSizeOption,
+    RegionMapOption,
+    address,
+    open_image,
+    open_memory,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from inspector.tables import Shown
+
+#: Options that take every argument up to the next option.
+_GREEDY = ("--translate", "--reverse")
+
+
+class _Command(TyperCommand):
+    """``--translate A B C`` means ``--translate A --translate B --translate C``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = None
+        fresh = False
+        for argument in args:
+            if argument.startswith("-") and argument != "-":
+                option = argument if argument in _GREEDY else None
+                fresh = True
+                spread.append(argument)
+                continue
+            if option is not None and not fresh:
+                spread.append(option)
+            fresh = False
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def pagetable(
+    image: ImageArgument,
+    domain: Annotated[
+        str | None,
+        typer.Argument(
+            help="Index, path, or address of a domain object, or a device such as 0000:00:03.0; "
+            "all live domains if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option("--root", metavar="PA", help="Top page of any table, with the two below."),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="FORMAT", help="vtdss, x86-64, lpae-s2-4k, ...")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option("--levels", metavar="N", help="Levels that are walked.")
+    ] = None,
+    vasz: Annotated[
+        int | None, typer.Option("--vasz", metavar="BITS", help="Bits of the input address.")
+    ] = None,
+    entries: Annotated[
+        bool, typer.Option("--entries", help="Print every leaf instead of merged ranges.")
+    ] = False,
+    translate: Annotated[
+        list[str] | None,
+        typer.Option("--translate", metavar="IOVA...", help="Only say where these lead."),
+    ] = None,
+    reverse: Annotated[
+        list[str] | None,
+        typer.Option("--reverse", metavar="PA...", help="Only say what leads to these."),
+    ] = None,
+    format: FormatOption = Format.TEXT,
+    abi: AbiOption = None,
+    page_size: PageSizeOption = None,
+    regions: RegionMapOption = None,
+) -> None:
+    """List what page tables map: merged ranges and statistics, leaves, or single addresses."""
+    from inspector import tables
+
+    if root is not None:
+        if domain is not None or table is None or levels is None:
+            raise UsageError("--root goes with --table and --levels, and without a DOMAIN")
+        from abi.device_table import TableRoot
+        from inspector.pagetable import walk
+
+        top = address(root)
+        assert top is not None
+        with open_memory(image, regions) as memory:
+            tree = walk(memory, table, top, levels, vasz=vasz)
+            shown = [tables.Shown("", TableRoot(table, top, levels, vasz or 0), tree)]
+            raise typer.Exit(_show(shown, entries, translate, reverse, format, plain=True))
+    if table is not None or levels is not None or vasz is not None:
+        raise UsageError("--table, --levels and --vasz go with --root")
+    with open_image(image, abi=abi, page=page_size, regions=regions) as opened:
+        shown = tables.chosen(opened, domain)
+        status = _show(shown, entries, translate, reverse, format, plain=domain is not None)
+        raise typer.Exit(status)
+
+
+def _show(
+    shown: list[Shown],
+    entries: bool,
+    translate: list[str] | None,
+    reverse: list[str] | None,
+    format: Format,
+    *,
+    plain: bool,
+) -> int:
+    from inspector import tables
+
+    if translate or reverse:
+        iovas = [_number(text) for text in translate or ()]
+        pas = [_number(text) for text in reverse or ()]
+        if format is Format.JSON:
+            write_json(
+                {
+                    "tables": [
+                        {
+                            "path": one.path or None,
+                            "translations": tables.translations(one.walk, iovas),
+                            "reverse": tables.reversals(one.walk, pas),
+                        }
+                        for one in shown
+                    ]
+                }
+            )
+            return 0
+        for one in shown:
+            if not plain:
+                sys.stdout.write(tables.head(one))
+            for line in tables.translation_lines(one.walk, iovas) if iovas else ():
+                sys.stdout.write(line + "\n")
+            for line in tables.reverse_lines(one.walk, pas) if pas else ():
+                sys.stdout.write(line + "\n")
+        return 0
+    if format is Format.JSON:
+        _json(shown, entries)
+    else:
+        _text(shown, entries, plain)
+    return tables.status([one.walk for one in shown])
+
+
+def _json(shown: list[Shown], entries: bool) -> None:
+    from inspector import tables
+    from inspector.cli.common import SCHEMA_VERSION
+
+    out = sys.stdout.write
+    out(f'{{"schema_version": {SCHEMA_VERSION}, "tables": [\n')
+    for i, one in enumerate(shown):
+        out(",\n" if i else "")
+        for piece in tables.json_pieces(one, entries=entries):
+            out(piece)
+    out("\n]}\n")
+
+
+def _text(shown: list[Shown], entries: bool, plain: bool) -> None:
+    from inspector import tables
+
+    for one in shown:
+        # Leaves of one table are for programs: nothing but lines of numbers.
+        bare = entries and plain
+        if not bare:
+            sys.stdout.write(tables.head(one))
+        sys.stdout.flush()
+        for piece in tables.entry_lines(one) if entries else tables.range_lines(one):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        for line in tables.statistics_text(one.walk):
+            (sys.stderr if bare else sys.stdout).write(line + "\n")
+
+
+def _number(text: str) -> int:
+    value = address(text)
+    assert value is not None
+    return value
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(cls=_Command)(pagetable)

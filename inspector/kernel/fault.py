@@ -16,8 +16,9 @@ import numpy as np
 from abi import fdt
 from abi.errors import UsageError
 from abi.fdt_write import FdtEditor
+from inspector.kernel.file_handler import FileHandler
 from inspector.kernel.kernel import Image, Kernel
-from inspector.kernel.luo import FileHandler, Luo, PreservedFile, Session
+from inspector.kernel.luo import Luo, PreservedFile, Session
 from inspector.kernel.memfd import MemfdHandler, MemfdState
 
 

@@ -12,20 +12,25 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from abi.errors import UsageError
-from inspector.kernel import faults_iommu, faults_luo, faults_memory, faults_pci, faults_root
+from inspector.kernel import (
+    faults_iommu,
+    faults_luo,
+    faults_memory,
+    faults_pci,
+    faults_root,
+    faults_tables,
+)
 from inspector.kernel.fault import Change, Fault, Inapplicable, Target
 from inspector.kernel.kernel import Image
 from inspector.kernel.scenario_file import unknown
 
 __all__ = ["FAULTS", "Change", "Fault", "Inapplicable", "inject"]
 
+_MODULES = (faults_root, faults_luo, faults_memory, faults_pci, faults_iommu, faults_tables)
+
 #: All faults by name.
 FAULTS: Mapping[str, Fault] = MappingProxyType(
-    {
-        name: fault
-        for module in (faults_root, faults_luo, faults_memory, faults_pci, faults_iommu)
-        for name, fault in module.fault.faults.items()
-    }
+    {name: fault for module in _MODULES for name, fault in module.fault.faults.items()}
 )
 
 

@@ -14,10 +14,10 @@ from abi.errors import UsageError
 from abi.iommu import VIEW_OF_TYPE, ArrayKind, Counting, Header, IommuGeneration
 from abi.schema import Struct
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import Flb
 from inspector.kernel.hardware import PciDevice, Unit
 from inspector.kernel.iopt import PageTable
 from inspector.kernel.kho import Kho
-from inspector.kernel.luo import Flb
 from inspector.kernel.record import has, pack
 
 DELETED = 1

@@ -31,12 +31,14 @@ from inspector.findings import Outcome
 from inspector.kernel import clients, handover
 from inspector.kernel.clients import KhoTest, ReserveMem
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import ConstantFlb
 from inspector.kernel.handover import Segments
 from inspector.kernel.hardware import format_bdf
 from inspector.kernel.iommu import IommuFlb
-from inspector.kernel.iommufd import IommuDrivers, Iommufd, IommufdHandler
+from inspector.kernel.iommu_drivers import IommuDrivers
+from inspector.kernel.iommufd import Iommufd, IommufdHandler
 from inspector.kernel.kho import Kho
-from inspector.kernel.luo import ConstantFlb, Luo
+from inspector.kernel.luo import Luo
 from inspector.kernel.machine import CMA_ALIGNMENT, MAX_ORDERS, Machine, MachineSpec
 from inspector.kernel.memfd import Memfd, MemfdHandler
 from inspector.kernel.pci import PciFlb

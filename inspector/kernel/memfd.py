@@ -19,9 +19,10 @@ from abi.errors import UsageError
 from abi.registry import Generation
 from abi.schema import Struct, resolve
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import FileHandler
 from inspector.kernel.frames import U64Array, frames_of
 from inspector.kernel.kho import Kho, VmallocArea, VmallocDescriptor
-from inspector.kernel.luo import FileHandler, Session
+from inspector.kernel.luo import Session
 from inspector.kernel.machine import Machine
 from inspector.kernel.record import pack
 

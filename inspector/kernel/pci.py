@@ -8,9 +8,9 @@ from abi.pci import ArrayForm, PciGeneration
 from abi.registry import Generation
 from inspector.kernel.blocks import BlockList
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import Flb
 from inspector.kernel.hardware import Hardware, PciDevice
 from inspector.kernel.kho import Kho
-from inspector.kernel.luo import Flb
 from inspector.kernel.record import pack, pack_many
 
 

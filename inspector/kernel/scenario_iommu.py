@@ -9,7 +9,8 @@ from abi.errors import UsageError
 from abi.pagetable import Permission
 from abi.vfio_pci import SavedCapability
 from inspector.kernel.hardware import PciDevice, Unit, parse_bdf
-from inspector.kernel.iommufd import Hwpt, Ioas, Iommufd, IommufdHandler
+from inspector.kernel.ioas import Hwpt, Ioas
+from inspector.kernel.iommufd import Iommufd, IommufdHandler
 from inspector.kernel.scenario_file import Table
 from inspector.kernel.scenario_steps import FILE_TYPES, STEPS, Do, FileMaker, World
 

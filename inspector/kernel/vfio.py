@@ -13,11 +13,12 @@ from abi.vfio_pci import (
     pci_saved_state_ser,
 )
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import FileHandler
 from inspector.kernel.hardware import VFIO_PCI, PciDevice
 from inspector.kernel.iommu import Domain
 from inspector.kernel.iommufd import Iommufd
 from inspector.kernel.kho import Kho
-from inspector.kernel.luo import FileHandler, Session
+from inspector.kernel.luo import Session
 from inspector.kernel.pci import PciFlb
 from inspector.kernel.record import pack
 

@@ -12,8 +12,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from inspector import image as decoded_image
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.file_handler import FileHandler
 from inspector.kernel.kernel import Kernel
-from inspector.kernel.luo import FileHandler, Session
+from inspector.kernel.luo import Session
 from inspector.kernel.machine import GiB, small_machine
 from inspector.kernel.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, pattern_bytes
 

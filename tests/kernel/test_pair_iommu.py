@@ -15,7 +15,8 @@ from inspector.kernel.consumer import consume
 from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import Hardware, PciDevice, Unit, UnitType
-from inspector.kernel.iommufd import Hwpt, Ioas, Iommufd, IommufdHandler
+from inspector.kernel.ioas import Hwpt, Ioas
+from inspector.kernel.iommufd import Iommufd, IommufdHandler
 from inspector.kernel.kernel import Kernel
 from inspector.kernel.luo import Session
 from inspector.kernel.machine import GiB, small_machine
@@ -196,6 +197,9 @@ class IommuPair(RuleBasedStateMachine):
         if not hasattr(self, "kernel"):
             return
         kernel = self.kernel
+        for number in range(5):
+            self.map(number, 100 * number, 10 * number, 20, READ_WRITE)
+            self.everything(number, "a", number)
         image = kernel.kexec()
         result = consume(
             image.memory, kernel.profile, finish=False, hardware=kernel.machine.spec.hardware

@@ -1,0 +1,63 @@
+"""The IOMMU drivers of a machine, and the domains they make."""
+
+from __future__ import annotations
+
+from inspector.kernel.errno import KernelErrno
+from inspector.kernel.hardware import Hardware, Unit, UnitType
+from inspector.kernel.iommu import Domain
+from inspector.kernel.iopt import PageTable
+from inspector.kernel.kho import Kho
+from inspector.kernel.machine import Machine
+from inspector.kernel.smmuv3 import Smmuv3Unit
+from inspector.kernel.vtd import VtdUnit
+
+
+class IommuDrivers:
+    """The IOMMU drivers of a machine: one object per unit, made when it is first used."""
+
+    def __init__(self, machine: Machine, kho: Kho, *, listed: bool = True) -> None:
+        self.machine = machine
+        self.kho = kho
+        self._listed = listed
+        self.hardware: Hardware = machine.spec.hardware
+        self.units: dict[int, VtdUnit | Smmuv3Unit] = {}
+
+    def of(self, base: int) -> VtdUnit | Smmuv3Unit:
+        """The driver of a unit. Raises ENODEV."""
+        driver = self.units.get(base)
+        if driver is None:
+            unit = self.hardware.unit(base)
+            if unit is None:
+                raise KernelErrno("ENODEV", f"no IOMMU at {base:#x}")
+            if unit.type is UnitType.INTEL:
+                driver = VtdUnit(self.machine, self.kho, unit, self.hardware)
+            else:
+                driver = Smmuv3Unit(self.machine, self.kho, unit, listed=self._listed)
+                for device in self.hardware.devices:
+                    if device.unit == base:
+                        driver.probe(device)
+            self.units[base] = driver
+        return driver
+
+    def new_domain(self, unit: Unit, *, first_stage: bool = False) -> Domain:
+        """An empty domain for devices behind a unit. Raises EOPNOTSUPP, ENOMEM."""
+        if unit.type is UnitType.ARM_SMMUV3:
+            return Domain(_stage_2(self.machine, unit))
+        if first_stage:
+            if not unit.scalable:
+                raise KernelErrno("EOPNOTSUPP", "first stage needs scalable mode")
+            return Domain(PageTable(self.machine, "x86-64", 4, 48), sign_extend=True)
+        bits = {3: 39, 4: 48, 5: 57}[unit.levels]
+        return Domain(PageTable(self.machine, "vtdss", unit.levels, bits))
+
+
+def _stage_2(machine: Machine, unit: Unit) -> PageTable:
+    """A stage-2 table: start level by input size, concatenated where Linux must."""
+    granule = machine.page_shift
+    per_level = granule - 3
+    levels = -(-(unit.input_bits - granule) // per_level)
+    top_bits = unit.input_bits - granule - (levels - 1) * per_level
+    if levels == 4 and top_bits <= 4 and (granule == 14 or unit.input_bits in (40, 42)):
+        levels -= 1
+    name = {12: "4k", 14: "16k", 16: "64k"}[granule]
+    return PageTable(machine, f"lpae-s2-{name}", levels, unit.input_bits)

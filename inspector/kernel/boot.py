@@ -18,7 +18,7 @@ from inspector.findings import Findings, Outcome
 from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.restore import Freed, Inherited, Marks, empty_map, marks_of, read_map
-from inspector.kernel.view import Absent, PageFault, View
+from inspector.kernel.view import SECTION, Absent, PageFault, View
 from inspector.locate import Candidate, Handover, How, Location
 from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap, walk_map
@@ -355,10 +355,26 @@ def _judged(boot: Booting, found: Inherited, root: int) -> bool:
             path="/preserved", address=address,
         )  # fmt: skip
     if boot.view.ram is None:
-        boot.notes.append(
-            "the image does not tell where RAM is: that all blocks lie in it is assumed"
-        )
+        _without_ram(boot, blocks)
     return not found.absent
+
+
+def _without_ram(boot: Booting, blocks: PreservedMap) -> None:
+    """Nothing tells where RAM is: what lies behind all that the image holds may be outside."""
+    unit = SECTION[boot.view.page_size]
+    end = max((r.end for r in boot.view.memory.regions), default=0)
+    end = -(-end // unit) * unit
+    beyond = np.flatnonzero(blocks.ends > end)
+    for i in beyond[:4].tolist():
+        boot.reasons.add(
+            Outcome.CANNOT_TELL,
+            f"preserved memory {int(blocks.starts[i]):#x}-{int(blocks.ends[i]):#x} lies behind all"
+            " that the image holds, and nothing tells where RAM ends",
+            path="/preserved", address=int(blocks.starts[i]),
+        )  # fmt: skip
+    boot.notes.append(
+        "the image does not tell where RAM is: that preserved memory lies in it is assumed"
+    )
 
 
 def _small_bitmaps(boot: Booting, blocks: PreservedMap) -> list[tuple[str, int, bytes]]:

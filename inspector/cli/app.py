@@ -25,6 +25,7 @@ VERBS = (
     "dump",
     "cat",
     "preserved",
+    "pagetable",
     "devices",
     "cpr",
     "simulate",
@@ -91,6 +92,14 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}", 8)
     except RecursionError:
         _fail("the input is nested too deeply", 8)
+    except Exception as error:
+        if os.environ.get("KHO_TRACEBACK"):
+            raise
+        _fail(
+            f"internal error, a bug in kho: {type(error).__name__}: {error}"
+            " (KHO_TRACEBACK=1 shows where)",
+            8,
+        )
 
 
 def _fail(message: str, status: int) -> None:

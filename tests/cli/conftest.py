@@ -35,6 +35,7 @@ def kho(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byte
 
     def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["kho", *map(str, args)])
+        monkeypatch.setenv("KHO_TRACEBACK", "1")
         status = 0
         try:
             main()

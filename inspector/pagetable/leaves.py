@@ -115,12 +115,16 @@ class Decoder:
 
     # -- what the entries are --------------------------------------------------------
 
-    def _report_runs(self, batch: Batch, starts: Slots, lengths: Slots) -> None:
-        """Report runs that are neither leaves nor holes."""
+    def _report_runs(self, batch: Batch, count: int, starts: Slots, lengths: Slots) -> None:
+        """Report ``count`` entries, in runs that are neither leaves nor holes."""
         plan = batch.plan
         if plan.binary:
+            code = _FAULTS[Kind.EMPTY]
             if plan.format.nonzero_empty:
-                self.report(_FAULTS[Kind.EMPTY], batch, starts, int(lengths.sum()))
+                self.report(code, batch, starts, count)
+            self._runs.curious = plan.format.nonzero_empty and bool(
+                self.reporter.findings.room(code)
+            )
             return
         kinds = plan.kind_of(batch.flat[starts])
         for kind in np.bincount(kinds).nonzero()[0].tolist():

@@ -20,11 +20,12 @@ from inspector.pagetable.columns import Rows
 #: After a batch with fewer leaves than one entry in so many, the next is compacted first.
 _SPARSE: Final = 4
 
+_NONE: Final = np.zeros(0, np.intp)
 #: Runs are few if there is less than one for so many entries.
 _FEW: Final = 32
 
-#: Runs that are neither leaves nor holes: starts and lengths.
-Faults = tuple[Slots, Slots]
+#: Runs that are neither leaves nor holes: their entries in all, starts and lengths.
+Faults = tuple[int, Slots, Slots]
 
 
 class Runs:
@@ -35,13 +36,15 @@ class Runs:
     runs too, of one entry each in the case of holes.
     """
 
-    __slots__ = ("_noisy", "_scratch", "few", "leaves", "sparse")
+    __slots__ = ("_noisy", "_scratch", "curious", "few", "leaves", "sparse")
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._noisy = False
         self.sparse = False
         self.few = False
+        #: Whether to say where faults are, or only how many, if they are all of one kind.
+        self.curious = True
         #: Leaves of the batch decoded last.
         self.leaves = 0
 
@@ -108,14 +111,18 @@ class Runs:
             others = len(first) - len(which)
             if others:
                 leaves -= others
-                if int(np.count_nonzero(first)) != len(which):
+                faulty = int(np.count_nonzero(first)) - len(which)
+                if faulty and (self.curious or not plan.binary):
                     faults = _faults(starts, lengths, first, leaf)
-                self.judge(batch, leaves)
                 starts = which if starts is None else starts.take(which, mode="clip")
                 if lengths is not None:
                     lengths = lengths.take(which, mode="clip")
-                if faults is not None:  # their runs may be longer than one entry
-                    leaves += len(faults[0]) - int(faults[1].sum())
+                if faulty and lengths is not None:
+                    leaves = int(lengths.sum())
+                if faulty and faults is None:
+                    holes = others - faulty
+                    faults = (len(batch) - leaves - holes, _NONE, _NONE)
+                self.judge(batch, leaves)
                 first = first.take(which, mode="clip")
             some, every = or_and(first) if len(first) else (0, plan.watched)
         if plan.is_odd(some, every, batch.code):
@@ -154,5 +161,5 @@ def _faults(
     rest = (~leaf).nonzero()[0]
     which = rest[first.take(rest, mode="clip").nonzero()[0]]
     if starts is None or lengths is None:
-        return which, np.ones_like(which)
-    return starts[which], lengths[which]
+        return len(which), which, np.ones_like(which)
+    return int(lengths[which].sum()), starts[which], lengths[which]

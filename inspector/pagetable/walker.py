@@ -201,6 +201,8 @@ class Pass:
         if isinstance(levels, int):
             yield from self._tables(levels, children)
             return
+        if not len(levels):
+            return
         cuts = np.flatnonzero(levels[1:] != levels[:-1]) + 1
         first = 0
         for last in [*cuts.tolist(), len(levels)]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reference import SHAPES, leaf_entry, sizes, table_entry
 
@@ -163,6 +163,7 @@ def tables(name: str, rng: np.random.Generator, flips: float) -> tuple[SparseMem
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 40), flips=st.sampled_from([0, 0.001, 0.01, 0.2]))
+@example(seed=50, flips=0.2)
 def test_against_naive(name: str, seed: int, flips: float) -> None:
     format = FORMATS[name]
     rng = np.random.default_rng(seed)

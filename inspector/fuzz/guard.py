@@ -111,7 +111,7 @@ class Guard:
             kind, key, detail = Kind.MEMORY, _where(error), "MemoryError"
         except Exception as error:
             kind, key = Kind.EXCEPTION, f"{type(error).__name__} in {_where(error)}"
-            detail = "".join(traceback.format_exception(error, limit=-6)).rstrip()
+            detail = _traceback(error)
         seconds = time.process_time() - begin
         if kind in FINE and seconds > self.patience:
             kind, key, detail = Kind.HANG, "slow", f"took {seconds:.1f} s of processor time"
@@ -121,11 +121,28 @@ class Guard:
         return Outcome(kind, key, detail, seconds)
 
 
+def _room(path: str) -> str:
+    """A file of this project from its room on, else its name alone."""
+    for room in ("/inspector/", "/abi/", "/specs/"):
+        if room in path:
+            return f"{room[1:]}{path.rpartition(room)[2]}"
+    return path.rpartition("/")[2]
+
+
 def _where(error: BaseException) -> str:
     """The innermost frame in this project: file and function."""
     found = "?"
     for frame in traceback.extract_tb(error.__traceback__):
-        for room in ("/inspector/", "/abi/", "/specs/"):
-            if room in frame.filename and "/fuzz/" not in frame.filename:
-                found = f"{room[1:]}{frame.filename.rpartition(room)[2]}:{frame.name}"
+        file = _room(frame.filename)
+        if "/" in file and "/fuzz/" not in file:
+            found = f"{file}:{frame.name}"
     return found
+
+
+def _traceback(error: BaseException) -> str:
+    """The innermost frames and the error, with no paths of this machine."""
+    lines = [
+        f"{_room(frame.filename)}:{frame.lineno} {frame.name}: {frame.line}"
+        for frame in traceback.extract_tb(error.__traceback__)[-5:]
+    ]
+    return "\n".join([*lines, f"{type(error).__name__}: {error}"])

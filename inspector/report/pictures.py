@@ -101,7 +101,9 @@ def _merged(starts: U64Array, ends: U64Array, kind: str, page: int) -> list[_Ran
 
 def _strip(title: str, ranges: Iterable[_Range]) -> Strip:
     """Lay ranges out on a line with shortened gaps."""
-    ordered = sorted(ranges, key=lambda r: (r.start, -r.end))[:MAX_PARTS]
+    # A hostile size may be 0, or wrap around the end of the address space.
+    real = (r for r in ranges if r.end > r.start)
+    ordered = sorted(real, key=lambda r: (r.start, -r.end))[:MAX_PARTS]
     if not ordered:
         return Strip(title, (), (), ())
     groups = list(_groups(ordered))

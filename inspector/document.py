@@ -14,6 +14,7 @@ from inspector.findings import Finding
 from inspector.image import Image
 from inspector.text import name_text
 from inspector.tree import Node
+from inspector.walk.iommu import IommuObject
 from inspector.walk.iommufd import Iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
@@ -98,6 +99,7 @@ def part(image: Image, node: Node, path: str) -> dict[str, Any]:
         (Session, session),
         (File, file),
         (Flb, flb),
+        (IommuObject, passthrough_view.iommu_object),
     )
     for kind, encode in encoders:
         if isinstance(node.object, kind):

@@ -217,3 +217,11 @@ def test_objects_have_paths(capture: Capture) -> None:
     assert (
         image.find(f"/LUO/flbs/{truth['flbs'][1]['name']}/devices/0").object.name == "0000:00:03.0"
     )
+
+
+def test_one_object_as_json(capture: Capture) -> None:
+    from inspector.document import part
+
+    _, image, truth, out = capture
+    path = f"/LUO/flbs/{truth['flbs'][0]['name']}/devices/1"
+    assert part(image, image.find(path), path)["object"] == out["iommu"]["devices"][1]

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from abi.errors import UsageError
 from abi.fdt import MAGIC_BYTES
 from abi.schema import Field, Struct

@@ -300,8 +300,10 @@ class Consumer:
     def _finish(self, session: SessionEntry, file: FileEntry) -> None:
         if file.layer == "memfd":
             memory_file.finish(self.state, file)
-        elif file.layer == "iommufd":
-            release(self.state, file.data)
+        elif self.devices is not None and file.layer in ("iommufd", "vfio-pci"):
+            if isinstance(file.file, RestoredIommufd):
+                self.state.freed.add_one(file.data >> self.state.view.page_shift, file.file.order)
+            self.devices.finish_file(file.layer)
 
 
 def boot(

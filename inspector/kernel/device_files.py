@@ -52,6 +52,8 @@ class RestoredIommufd:
     path: str
     token: int
     devices: Devices = field(repr=False)
+    #: Order of the folio that lists the HWPTs.
+    order: int = 0
     hwpts: dict[int, RestoredHwpt] = field(default_factory=dict)
 
     def restore_hwpt(self, token: int) -> RestoredHwpt:
@@ -133,11 +135,12 @@ def retrieve_iommufd(devices: Devices, entry: FileEntry) -> RestoredIommufd:
     assert isinstance(generation, IommufdGeneration)
     if generation.entry is None:
         raise KernelErrno("EOPNOTSUPP", f"{generation.id} restores nothing")
-    if take_folio(boot, entry.data >> boot.view.page_shift) < 0:
+    order = take_folio(boot, entry.data >> boot.view.page_shift)
+    if order < 0:
         raise KernelErrno("EFAULT", f"{entry.data:#x} is not preserved")
     root, layout = generation.root, generation.entry
     count = root.unpack(boot.view.read(entry.data, root.size))["nr_hwpts"]
-    found = RestoredIommufd(entry.path, entry.token, devices)
+    found = RestoredIommufd(entry.path, entry.token, devices, order)
     size = count * layout.size
     if size > MAX_PAGES * boot.view.page_size:
         raise KernelErrno("EFAULT", f"{count} HWPTs are counted")

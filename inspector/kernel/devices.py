@@ -21,6 +21,7 @@ from abi.pagetable.format import Kind
 from abi.pci import PciGeneration
 from abi.schema import Struct
 from inspector.findings import Findings, Outcome
+from inspector.kernel import stream_tables
 from inspector.kernel.boot import Booting
 from inspector.kernel.hardware import Hardware, PciDevice, UnitType, format_bdf
 from inspector.kernel.incoming import FlbEntry, Incoming, read_flbs
@@ -38,6 +39,8 @@ _POINTERS = 0xFFFF_8880_0000_0000
 #: Page tables of one domain; more are no sound tree.
 _MAX_TABLES = 1 << 22
 _TEST_FLB = b"liveupdate-test-flb-"
+#: Handler's layer -> layer of the FLB that its files count as users of.
+_FLB_OF = {"iommufd": "iommu", "vfio-pci": "pci"}
 
 
 class Bug(Exception):
@@ -85,6 +88,19 @@ class Devices:
     dids: dict[int, set[int]] = field(default_factory=dict)
     pci: set[int] | None = None
     pci_error: str = ""
+    #: Pages that go when the last file of a layer is finished: layer -> addresses.
+    held: dict[str, list[int]] = field(default_factory=dict)
+
+    def finish_file(self, layer: str) -> None:
+        """A file is finished: its FLB loses a user, and goes with the last one."""
+        flb = self.flbs.get(_name(self.boot, _FLB_OF[layer]))
+        if flb is None or flb.finished:
+            return
+        flb.count -= 1
+        if flb.count <= 0:
+            flb.finished = True
+            for address in self.held.pop(_FLB_OF[layer], ()):
+                self.boot.freed.add_one(address >> self.boot.view.page_shift, 0)
 
     def device(self, segment: int, bdf: int) -> PciDevice | None:
         """A device of the machine."""
@@ -190,6 +206,13 @@ def _pci(found: Devices) -> None:
         )  # fmt: skip
         return
     assert state is not None
+    pages = {flb.data & -boot.view.page_size} | {
+        at & -boot.view.page_size for at in state.addresses.tolist()
+    }
+    orders = {page: take_folio(boot, page >> boot.view.page_shift) for page in sorted(pages)}
+    for page, order in orders.items():
+        for i in range(1 << order if order >= 0 else 0):
+            found.held.setdefault("pci", []).append(page + i * boot.view.page_size)
     keys = state.keys
     found.pci = {segment << 16 | bdf for segment, bdf in keys}
     for segment, bdf in keys:
@@ -229,14 +252,16 @@ def _iommu(found: Devices, flb: FlbEntry) -> None:
         if not values[kind.root]:
             field_at = flb.data + generation.flb.field(kind.root).offset
             raise Bug(f"{kind.root} is 0: panic", flb.path, field_at, "Kernel panic")
-    _take(found, flb.data, flb.path, "the root of the IOMMU state")
+    take(found, flb.data, flb.path, "the root of the IOMMU state")
+    found.held["iommu"] = [flb.data]
     survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=8))
     state = walk_iommu(survey, generation, flb.data, flb.path)
     assert state is not None
     for objects in (state.units, state.domains, state.devices):
         what = f"a page of the array of {objects.kind.name}"
         for page in objects.array.pages.tolist():
-            _take(found, page, objects.path, what)
+            take(found, page, objects.path, what)
+            found.held["iommu"].append(page)
     _broken_arrays(found, survey)
     found.iommu = state
     for unit in state.units.live():
@@ -274,7 +299,7 @@ def _live_rows(state: IommuState) -> npt.NDArray[np.int64]:
     return np.flatnonzero(live)
 
 
-def _take(found: Devices, address: int, path: str, what: str) -> int:
+def take(found: Devices, address: int, path: str, what: str) -> int:
     """Restore a page that must have been preserved; its order. Raises Bug."""
     order = take_folio(found.boot, address >> found.boot.view.page_shift)
     if order < 0:
@@ -282,7 +307,7 @@ def _take(found: Devices, address: int, path: str, what: str) -> int:
     return order
 
 
-def _take_many(found: Devices, addresses: U64Array, path: str, what: str) -> None:
+def take_many(found: Devices, addresses: U64Array, path: str, what: str) -> None:
     orders = take_folios(found.boot, addresses >> np.uint64(found.boot.view.page_shift))
     if (orders < 0).any():
         at = int(addresses[int((orders < 0).argmax())])
@@ -308,18 +333,30 @@ def _unit(found: Devices, state: IommuState, unit: Unit) -> None:
         _intel_tables(found, unit)
     elif unit.type == UnitType.INTEL and unit.view == "intel":
         raise Bug("the unit has no root table: BUG", unit.path, unit.address)
+    elif unit.type == UnitType.ARM_SMMUV3 and unit.view == "smmuv3":
+        wanted = hardware.registers.get("STRTAB_BASE_CFG", unit.get("strtab_base_cfg"))
+        if unit.get("strtab_base_cfg") != wanted:
+            del found.dids[unit.address]
+            boot.reasons.add(
+                Outcome.TAKEN_OVER_WITH_WARNINGS,
+                f"STRTAB_BASE_CFG is {wanted:#x}, not {unit.get('strtab_base_cfg'):#x}: the stream"
+                " table is not restored",
+                path=unit.path, address=unit.address,
+            )  # fmt: skip
+            return
+        stream_tables.restore(found, unit)
 
 
 def _intel_tables(found: Devices, unit: Unit) -> None:
     boot = found.boot
     root = unit.root_table
-    _take(found, root, unit.path, "the VT-d root table")
+    take(found, root, unit.path, "the VT-d root table")
     words = np.frombuffer(boot.view.read(root, vtd.TABLE_SIZE), "<u8")
     present = np.flatnonzero(words & np.uint64(1)).tolist()
     wanted = unit.context_tables
     halves = sorted(wanted) if wanted is not None else present
     for half in halves:
-        _take(found, int(words[half]) & ~0xFFF, unit.path, f"context table {half}")
+        take(found, int(words[half]) & ~0xFFF, unit.path, f"context table {half}")
     _set(found, unit.generation.units, unit.address, "restored", 1)
 
 
@@ -463,7 +500,7 @@ def _page_table(
     if level >= len(format_.levels):
         raise Bug(f"top_level {level} is impossible", path, top)
     start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
-    _take(found, top, path, "the top table")
+    take(found, top, path, "the top table")
     plans = _plans(format_.name)
     tables = np.array([top], np.uint64)
     count = 1
@@ -477,7 +514,7 @@ def _page_table(
         count += len(tables)
         if count > _MAX_TABLES:
             raise Bug("the page table has no end", path, top)
-        _take_many(found, tables, path, "a page table")
+        take_many(found, tables, path, "a page table")
     return count
 
 
@@ -506,11 +543,11 @@ def _pasid(found: Devices, device: Device, hardware: PciDevice) -> None:
             f"{device.name}: max_pasid {covered:#x} is not this kernel's: BUG", device.path,
             device.address,
         )  # fmt: skip
-    _take(found, directory, device.path, "the PASID directory")
+    take(found, directory, device.path, "the PASID directory")
     size = max(1, covered >> 6)
     words = np.frombuffer(found.boot.view.read(directory, 8 * min(size, 1 << 14)), "<u8")
     used = words[words & np.uint64(1) != 0].astype(np.uint64) & np.uint64(~0xFFF & (1 << 64) - 1)
-    _take_many(found, used, device.path, "a PASID table")
+    take_many(found, used, device.path, "a PASID table")
     _set(found, device.generation.devices, device.address, "restored", 1)
 
 

@@ -182,13 +182,15 @@ class Freed:
         """One block."""
         self._single.setdefault(order, []).append(frame)
 
-    def frames(self) -> U64Array:
-        """Every frame, ascending, each once."""
-        parts = []
+    def blocks(self) -> Iterator[tuple[int, U64Array]]:
+        """(order, first frames) of everything in the log."""
         for order in sorted(self._blocks.keys() | self._single.keys()):
             single = np.array(self._single.get(order, []), np.uint64)
-            blocks = np.concatenate([single, *self._blocks.get(order, [])])
-            parts.append(frames_of(blocks, order))
+            yield order, np.concatenate([single, *self._blocks.get(order, [])])
+
+    def frames(self) -> U64Array:
+        """Every frame, ascending, each once."""
+        parts = [frames_of(blocks, order) for order, blocks in self.blocks()]
         return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 

@@ -46,9 +46,11 @@ class IommuDrivers:
         if first_stage:
             if not unit.scalable:
                 raise KernelErrno("EOPNOTSUPP", "first stage needs scalable mode")
-            return Domain(PageTable(self.machine, "x86-64", 4, 48), sign_extend=True)
+            return Domain(
+                PageTable(self.machine, "x86-64", 4, 48, unit.page_sizes), sign_extend=True
+            )
         bits = {3: 39, 4: 48, 5: 57}[unit.levels]
-        return Domain(PageTable(self.machine, "vtdss", unit.levels, bits))
+        return Domain(PageTable(self.machine, "vtdss", unit.levels, bits, unit.page_sizes))
 
 
 def _stage_2(machine: Machine, unit: Unit) -> PageTable:
@@ -60,4 +62,4 @@ def _stage_2(machine: Machine, unit: Unit) -> PageTable:
     if levels == 4 and top_bits <= 4 and (granule == 14 or unit.input_bits in (40, 42)):
         levels -= 1
     name = {12: "4k", 14: "16k", 16: "64k"}[granule]
-    return PageTable(machine, f"lpae-s2-{name}", levels, unit.input_bits)
+    return PageTable(machine, f"lpae-s2-{name}", levels, unit.input_bits, unit.page_sizes)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi import pagetable
-from abi.pagetable import Contiguity, Format, Permission
+from abi.pagetable import Format, Permission
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.frames import U64Array
 from inspector.kernel.machine import Machine
@@ -23,10 +23,18 @@ Words = npt.NDArray[np.uint64]
 class PageTable:
     """One page table of ``levels`` levels for ``bits`` bits of input address.
 
-    A start table of stage 2 may be several pages (Arm concatenation): ``top_entries`` entries.
+    ``page_sizes`` are the leaves above the granule that the hardware knows (None: all of the
+    format). A start table of stage 2 may be several pages (Arm concatenation): ``top_entries`` entries.
     """
 
-    def __init__(self, machine: Machine, format_name: str, levels: int, bits: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        format_name: str,
+        levels: int,
+        bits: int,
+        page_sizes: tuple[int, ...] | None = None,
+    ) -> None:
         self.machine = machine
         self.format: Format = pagetable.lookup(format_name)
         self.levels = levels
@@ -39,13 +47,13 @@ class PageTable:
         self._tables: dict[tuple[int, int], tuple[int, Words]] = {}
         self._dirty: set[tuple[int, int]] = set()
         self._bits: dict[tuple[int, Permission], int] = {}
+        # Groups of entries that make one leaf are not used: Linux does not write them here.
         self._leaf_levels = [
             level
-            for size, level in self.format.leaf_sizes().items()
-            if size == 1 << self._shift[min(level, levels - 1)] and level < levels
+            for level in range(levels)
+            if self.format.levels[level].has_leaves
+            and (level == 0 or page_sizes is None or 1 << self._shift[level] in page_sizes)
         ]
-        if self.format.contiguity is Contiguity.SIZE_IN_ADDRESS:
-            self._leaf_levels = [lv for lv in self._leaf_levels if lv < levels]
         pages = max(1, self.top_entries * 8 // machine.page_size)
         self._top_order = (pages - 1).bit_length()
         frame = machine.alloc(self._top_order)

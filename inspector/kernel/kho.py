@@ -171,10 +171,9 @@ class Kho:
         """
         pages = -(-size // self.machine.page_size)
         order = (pages - 1).bit_length()
-        frame = self.machine.alloc(order, zero=not content)
+        frame = self.machine.alloc(order)
         if content:
-            whole = content.ljust(self.machine.page_size << order, b"\0")
-            self.machine.memory.write(frame << self.machine.page_shift, whole)
+            self.machine.memory.write(frame << self.machine.page_shift, content)
         try:
             self.preserve_folio(frame, order)
         except KernelErrno:

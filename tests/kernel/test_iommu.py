@@ -125,6 +125,15 @@ def test_largest_leaves_that_fit() -> None:
     assert sizes == [4096, 2 << 20, GiB, *rest]
 
 
+def test_leaves_that_the_hardware_does_not_know_are_not_used() -> None:
+    for known, sizes in (((), {4096}), ((2 << 20,), {2 << 20})):
+        table = PageTable(machine(), "vtdss", 4, 48, known)
+        table.map(GiB, GiB, GiB, READ_WRITE)
+        table.sync()
+        walk = pagetable.walk(table.machine.memory, "vtdss", table.top, 4)
+        assert {int(s) for chunk in walk.leaves() for s in chunk.size} == sizes
+
+
 def test_ranges_that_cannot_be_mapped() -> None:
     table = PageTable(machine(), "vtdss", 3, 39)
     for iova, size, error in ((5, 4096, "EINVAL"), (0, 0, "EINVAL"), (1 << 39, 4096, "ERANGE")):

@@ -364,3 +364,16 @@ expect = "EOPNOTSUPP"
         assert (file.state.pos, file.state.size) == (9, 1 << 20)
         assert fd.state.nr_hwpts == 0
         assert found.memory.read(int(file.state.addresses[0]) + 100, 5) == b"hello"
+
+
+@pytest.mark.parametrize("name", ["linux-6.17", "linux-7.3", "linux-7.3-arm64-16k"])
+def test_outgoing_moment(name: str) -> None:
+    """Before the jump the segments are empty; the root is found all the same."""
+    image = scenario.load(name).run(moment="outgoing")
+    memory = image.memory
+    assert memory.read(image.segments.scratch_array, 64) == bytes(64)
+    assert memory.read(image.segments.parameters, 4096) == bytes(4096)
+    with decoded_image.open(memory) as found:
+        assert found.root is not None
+        assert found.root.address == image.root
+        assert [f for f in found.findings if f.severity >= Severity.ERROR] == []

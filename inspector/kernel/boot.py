@@ -17,7 +17,15 @@ from abi.kho import KhoGeneration, MapKind
 from inspector.findings import Findings, Outcome
 from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
-from inspector.kernel.restore import Freed, Inherited, Marks, empty_map, marks_of, read_map
+from inspector.kernel.restore import (
+    Freed,
+    Inherited,
+    Marks,
+    TooManyBlocks,
+    empty_map,
+    marks_of,
+    read_map,
+)
 from inspector.kernel.view import SECTION, Absent, PageFault, View
 from inspector.locate import Candidate, Handover, How, Location
 from inspector.survey import Survey
@@ -304,7 +312,14 @@ def _map(boot: Booting) -> bool:
             path="/preserved", address=root,
         )  # fmt: skip
         return False
-    boot.marks = marks_of(found.preserved)
+    try:
+        boot.marks = marks_of(found.preserved)
+    except TooManyBlocks:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL, "the blocks of the map are spread too wide to follow",
+            path="/preserved", address=root,
+        )  # fmt: skip
+        return False
     _in_scratch(boot)
     _unread(boot, root)
     return True

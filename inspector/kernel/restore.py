@@ -27,14 +27,24 @@ _CHUNK = 1 << _CHUNK_BITS
 _NONE = -1
 #: Orders from here on are kept by themselves.
 _LARGE = 9
+#: Chunks of one table of marks, 32 KiB each: more than 1 TiB in pages needs.
+_MAX_TABLE = 1 << 14
+#: Bitmaps, and runs of bits in them, of one map: more than any machine has.
+_MAX_BITMAPS, _MAX_RUNS = 1 << 20, 1 << 23
 #: Heads of blocks expanded at a time.
 _BATCH = 1 << 18
 #: A list of chunks longer than this has no end.
 _MAX_CHUNKS = 1 << 16
 #: Entries read of one chunk, whatever it counts.
 _MAX_ELEMENTS = 1 << 16
+#: Troubles of one kind that are kept.
+_MOST = 1 << 12
 
 I8Array = npt.NDArray[np.int8]
+
+
+class TooManyBlocks(Exception):
+    """The blocks of a map are spread so wide that marking them would fill memory."""
 
 
 class _Table:
@@ -46,6 +56,8 @@ class _Table:
     def _chunk(self, number: int) -> I8Array:
         chunk = self._chunks.get(number)
         if chunk is None:
+            if len(self._chunks) >= _MAX_TABLE:
+                raise TooManyBlocks
             chunk = self._chunks[number] = np.full(_CHUNK, _NONE, np.int8)
         return chunk
 
@@ -241,8 +253,11 @@ def _read_chunks(view: View, size: int, root: int) -> Inherited:
     nodes: list[int] = []
     bitmaps: list[U64Array] = []
     seen: set[int] = set()
-    at = root
+    runs, elements, at = 0, 0, root
     while at:
+        if elements > _MAX_BITMAPS or runs > _MAX_RUNS:
+            found.fatal.append(("the map has more bitmaps than any machine", at, b""))
+            break
         if at in seen or len(seen) > _MAX_CHUNKS:
             found.fatal.append(("the list of bitmap chunks has no end", at, b""))
             break
@@ -261,8 +276,12 @@ def _read_chunks(view: View, size: int, root: int) -> Inherited:
         nodes.append(at)
         pairs = np.frombuffer(raw, "<u8").reshape(-1, 2).astype(np.uint64)
         bitmaps.append(pairs[:, 1])
+        elements += len(pairs)
         for start, bitmap in pairs.tolist():
+            if runs > _MAX_RUNS:
+                break
             low, high = _bits(view, found, bitmap, size)
+            runs += len(low)
             if not len(low):
                 continue
             if order + shift > 51:
@@ -290,9 +309,11 @@ def _bits(
         try:
             data[at - bitmap : end - bitmap] = view.read(at, end - at)
         except Absent as lack:
-            found.absent.append(lack.address)
+            if len(found.absent) < _MOST:
+                found.absent.append(lack.address)
         except PageFault as fault:
-            found.fatal.append((f"bitmap {bitmap:#x} is outside memory", fault.address, b""))
+            if len(found.fatal) < _MOST:
+                found.fatal.append((f"bitmap {bitmap:#x} is outside memory", fault.address, b""))
             break
         at = end
     return bitmap_runs(np.frombuffer(bytes(data), "<u8"))

@@ -214,3 +214,40 @@ def test_a_consumed_image_by_command_line() -> None:
     assert not any(s["retrieved"] for s in document["sessions"] if s["name"] != "vm-alpha")
     wrong = run("consume", image, "--as", "linux-7.3", "--session", "nobody")
     assert isinstance(wrong.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "fault", "outcome"),
+    [
+        ("", "luo-compatible", Outcome.BOOT_FAILS),
+        ('luo-mismatch = "ignore"', "luo-compatible", Outcome.STATE_LOST),
+        ('luo-mismatch = "panic"', "luo-compatible", Outcome.BOOT_FAILS),
+        ('unknown-handler = "ignore"', "file-handler-unknown", Outcome.STATE_LOST),
+        ('unknown-handler = "errno"', "file-handler-unknown", Outcome.LUO_UNUSABLE),
+    ],
+)
+def test_behaviours(behaviour: str, fault: str, outcome: Outcome) -> None:
+    from inspector.kernel import faults, scenario
+
+    image = scenario.load("linux-7.3").run()
+    faults.inject(image, fault)
+    target = parse(f'kernel = "linux-7.3"\n[behaviour]\n{behaviour}\n')
+    assert compat.judge(image.memory, target).outcome is outcome
+
+
+def test_without_a_memory_map_the_end_of_memory_is_unknown(tmp_path: Path) -> None:
+    from inspector.kernel import faults, scenario
+    from inspector.memory.elfcore import write_core
+
+    image = scenario.load("linux-7.3").run()
+    faults.inject(image, "map-block-beyond-memory")
+    with_map = compat.judge(image.memory, find("linux-7.3"))
+    assert with_map.outcome is Outcome.BOOT_FAILS
+    root = image.root
+    image.memory.exclude(image.segments.parameters, 0x2000)
+    path = tmp_path / "no-map.elf"
+    write_core(str(path), image.memory)
+    with memory.open(path) as opened:
+        verdict = compat.judge(opened, find("linux-7.3"), compat.Options(root=root))
+    assert verdict.outcome is Outcome.CANNOT_TELL
+    assert any("nothing tells where RAM ends" in r.message for r in verdict.reasons)

@@ -30,8 +30,7 @@ _GRANULES = {0x1000: "4k", 0x4000: "16k", 0x10000: "64k"}
 def domain_root(image: Image, domain: Domain) -> TableRoot:
     """A domain's page table. Its format follows from the units: the objects do not say it."""
     state = passthrough.iommu_state(image)
-    users = state.devices_of(domain) if state is not None else []
-    units = [u for d in users if state is not None and (u := state.units.at(d.iommu_phys))]
+    units = state.units_of(domain) if state is not None else []
     if not units and state is not None:
         units = list(state.units.live()) or list(state.units)
     bits = domain.vasz or 0

@@ -94,16 +94,19 @@ def account(image: Image, limit: int = 4096) -> Ownership:
 
 def _rounded(claims: Iterable[Claim], page: int) -> Extents:
     """All claims, grown to whole pages, ascending; empty ones dropped."""
-    starts, ends, owner = [_NONE], [_NONE], [np.empty(0, np.int64)]
+    claims = tuple(claims)
+    if not claims:
+        return Extents(_NONE, _NONE, np.empty(0, np.int64))
     mask = np.uint64(page - 1)
-    for number, claim in enumerate(claims):
-        start = claim.starts & ~mask
-        end = (claim.starts + claim.sizes + mask) & ~mask
-        used = (claim.sizes != 0) & (end > start)
-        starts.append(start[used])
-        ends.append(end[used])
-        owner.append(np.full(int(used.sum()), number, np.int64))
-    start, end, number_of = np.concatenate(starts), np.concatenate(ends), np.concatenate(owner)
+    # One piece of arithmetic for all: most claims are of a few rows, and there are many.
+    start = np.concatenate([claim.starts for claim in claims])
+    size = np.concatenate([claim.sizes for claim in claims])
+    number_of = np.repeat(np.arange(len(claims)), [len(claim.starts) for claim in claims])
+    end = (start + size + mask) & ~mask
+    start &= ~mask
+    used = (size != 0) & (end > start)
+    if not used.all():
+        start, end, number_of = start[used], end[used], number_of[used]
     rank = np.argsort(start, kind="stable")
     return Extents(start[rank], end[rank], number_of[rank])
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.image import Moment
 from inspector.reach import MemoryFiles, domain_root, reach
 from inspector.text import size_text
-from inspector.walk.iommu import IommuState
+from inspector.walk.iommu import Device, IommuState
 
 #: DIDs are 16 bits; 0 and 1 are never a preserved domain's.
 _FIRST_DID = 2
@@ -24,7 +28,7 @@ def _reference_counts(context: Context) -> None:
     state = _state(context)
     for unit in state.units.live() if state is not None else ():
         assert state is not None
-        users = len(state.devices_of(unit))
+        users = len(state.users_of(unit))
         if unit.get("ref_count") != users:
             context.report(
                 f"ref_count is {unit.get('ref_count')}, {users} live devices refer to it",
@@ -73,7 +77,7 @@ def _orphans(context: Context) -> None:
         return
     wanted = {h.domain_data for _, _, s in passthrough.iommufds(context.image) for h in s.hwpts}
     for domain in state.domains.live():
-        if domain.address not in wanted and not state.devices_of(domain):
+        if domain.address not in wanted and not len(state.users_of(domain)):
             context.report(
                 "neither a device nor a HWPT refers to it", path=domain.path,
                 address=domain.address,
@@ -87,7 +91,7 @@ def _idle_hwpts(context: Context) -> None:
     for _, _, iommufd in passthrough.iommufds(context.image):
         for hwpt in iommufd.hwpts:
             domain = state.domains.at(hwpt.domain_data)
-            if domain is not None and not domain.deleted and not state.devices_of(domain):
+            if domain is not None and not domain.deleted and not len(state.users_of(domain)):
                 context.report(
                     f"HWPT {hwpt.token:#x} is preserved but no device uses its domain",
                     path=hwpt.path, address=hwpt.address,
@@ -110,7 +114,7 @@ def _consumer_state(context: Context) -> None:
                 f"restored_domain is {domain.restored_domain:#x}", path=domain.path,
                 address=domain.address,
             )  # fmt: skip
-    for one in (*state.units.live(), *state.devices.live()):
+    for one in (*state.units.live(), *_maybe_restored(state)):
         if one.values.get("restored"):
             context.report("restored is set", path=one.path, address=one.address)
     for _, _, iommufd in passthrough.iommufds(image):
@@ -121,19 +125,51 @@ def _consumer_state(context: Context) -> None:
                 )
 
 
+def _maybe_restored(state: IommuState) -> Iterator[Device]:
+    """Live devices whose union says "restored" in one of its views."""
+    devices = state.devices
+    marked = np.zeros(len(devices), np.bool_)
+    for name, column in devices.columns.items():
+        if name.rpartition(".")[2] == "restored":
+            marked |= column != 0
+    return (devices[i] for i in np.flatnonzero(marked & ~devices.deleted).tolist())
+
+
+def _behind_vtd(state: IommuState) -> npt.NDArray[np.intp]:
+    """Indices of the live devices that are behind a VT-d unit."""
+    devices, units = state.devices, state.units
+    at = units.array.find(devices.column("iommu_phys").astype(np.uint64))
+    wanted = ~devices.deleted & (at >= 0)
+    wanted[wanted] = np.array([u.view == "intel" for u in units], np.bool_)[at[wanted]]
+    return np.flatnonzero(wanted)
+
+
+def _first_alike(*keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """For each row the first row that has the same keys."""
+    order = np.lexsort(keys)
+    fresh = np.ones(len(order), np.bool_)
+    if len(order):
+        fresh[1:] = False
+    for key in keys:
+        fresh[1:] |= key[order[1:]] != key[order[:-1]]
+    first = np.empty(len(order), np.intp)
+    first[order] = order[fresh][np.cumsum(fresh) - 1]
+    return first
+
+
 def _ids(context: Context) -> None:
     """VT-d domain ids: in range."""
     state = _state(context)
-    for device in state.devices.live() if state is not None else ():
-        assert state is not None
-        unit = state.units.at(device.iommu_phys)
-        if unit is None or unit.view != "intel":
-            continue
-        if not _FIRST_DID <= device.attachment_id < _MAX_DID:
-            context.report(
-                f"{device.name}: domain id {device.attachment_id} is not one of a domain",
-                path=device.path, address=device.address,
-            )  # fmt: skip
+    if state is None:
+        return
+    rows = _behind_vtd(state)
+    ids = state.devices.column("attachment_id")[rows].astype(np.uint64)
+    for i in rows[(ids < _FIRST_DID) | (ids >= _MAX_DID)].tolist():
+        device = state.devices[i]
+        context.report(
+            f"{device.name}: domain id {device.attachment_id} is not one of a domain",
+            path=device.path, address=device.address,
+        )  # fmt: skip
 
 
 def _ids_unique(context: Context) -> None:
@@ -141,59 +177,65 @@ def _ids_unique(context: Context) -> None:
     state = _state(context)
     if state is None:
         return
-    by_id: dict[tuple[int, int], int] = {}
-    by_domain: dict[tuple[int, int], int] = {}
-    for device in state.devices.live():
-        unit = state.units.at(device.iommu_phys)
-        if unit is None or unit.view != "intel":
-            continue
-        own = device.iommu_phys, device.attachment_id
-        other = device.iommu_phys, device.domain_phys
-        if by_id.setdefault(own, device.domain_phys) != device.domain_phys:
+    rows = _behind_vtd(state)
+    unit, domain, did = (
+        state.devices.column(name)[rows] for name in ("iommu_phys", "domain_phys", "attachment_id")
+    )
+    by_id, by_domain = _first_alike(unit, did), _first_alike(unit, domain)
+    shared, double = domain != domain[by_id], did != did[by_domain]
+    for i in np.flatnonzero(shared | double).tolist():
+        device = state.devices[int(rows[i])]
+        if shared[i]:
             context.report(
                 f"{device.name}: domain id {device.attachment_id} is another domain's too",
                 path=device.path, address=device.address,
             )  # fmt: skip
-        if by_domain.setdefault(other, device.attachment_id) != device.attachment_id:
+        if double[i]:
             context.report(
-                f"{device.name}: its domain also has id {by_domain[other]}",
+                f"{device.name}: its domain also has id {int(did[by_domain[i]])}",
                 path=device.path, address=device.address,
             )  # fmt: skip
 
 
 def _devices_unique(context: Context) -> None:
     state = _state(context)
-    seen: set[tuple[int, int]] = set()
-    for device in state.devices.live() if state is not None else ():
-        key = device.pci_domain_nr, device.devid
-        if key in seen:
-            context.report(f"{device.name} is live twice", path=device.path, address=device.address)
-        seen.add(key)
+    if state is None:
+        return
+    live = np.flatnonzero(~state.devices.deleted)
+    names = (state.devices.column(name)[live] for name in ("pci_domain_nr", "devid"))
+    for i in live[_first_alike(*names) != np.arange(len(live))].tolist():
+        device = state.devices[i]
+        context.report(f"{device.name} is live twice", path=device.path, address=device.address)
 
 
 def _owner_tokens(context: Context) -> None:
     """The iommufd that owns a device's DMA is a file of some session."""
     state = _state(context)
-    if state is None:
+    if state is None or "dma_owner_token" not in state.devices.columns:
         return
-    tokens = {file.token for _, file, _ in passthrough.iommufds(context.image)}
-    for device in state.devices.live():
-        owner = device.dma_owner_token
-        if owner is not None and owner not in tokens:
-            context.report(
-                f"{device.name}: no iommufd has its owner's token {owner:#x}",
-                path=device.path, address=device.address,
-            )  # fmt: skip
+    devices = state.devices
+    tokens = [file.token for _, file, _ in passthrough.iommufds(context.image)]
+    known = np.isin(devices.columns["dma_owner_token"], np.array(tokens, np.uint64))
+    for i in np.flatnonzero(~known & ~devices.deleted).tolist():
+        device = devices[i]
+        context.report(
+            f"{device.name}: no iommufd has its owner's token {device.dma_owner_token:#x}",
+            path=device.path, address=device.address,
+        )  # fmt: skip
 
 
 def _vfio_links(context: Context) -> None:
     """A VFIO device names the iommufd of its own session by a 32-bit token."""
+    tokens: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
     for session, file, device in passthrough.vfio_devices(context.image):
         token = getattr(device, "iommufd_token", None)
         if token is None:
             continue
-        full = [f.token for f in session.files if f.compatible.startswith(b"iommufd")]
-        if token not in {t & 0xFFFF_FFFF for t in full}:
+        if session.path not in tokens:
+            some = [f.token for f in session.files if f.compatible.startswith(b"iommufd")]
+            tokens[session.path] = frozenset(some), frozenset(t & 0xFFFF_FFFF for t in some)
+        full, cut = tokens[session.path]
+        if token not in cut:
             context.report(
                 f"{device.name}: its session has no iommufd with token {token:#x}",
                 path=file.path, address=device.address,

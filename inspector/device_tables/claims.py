@@ -70,6 +70,8 @@ def _vtd(image: Image, state: IommuState, unit: Unit) -> None:
     bitmap = unit.context_tables
     tables = [a for half, a in root.tables.items() if bitmap is None or half in bitmap]
     _claim(image, unit.path, [root.address, *tables])
+    if not root.scalable:
+        return  # no device has tables of its own
     for device in state.devices_of(unit):
         found = root.attachment(device.devid) if device.devid < 1 << 16 else None
         if found is None or not isinstance(found.entry, ScalableContextEntry):

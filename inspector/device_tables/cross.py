@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from abi.device_table import TableRoot
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.vtd import ContextEntry, PasidEntry, Pgtt, ScalableContextEntry
@@ -172,10 +175,11 @@ def _vtd(checker: _Checker, unit: Unit) -> None:
             unit.path,
             root.address + 8 * half,
         )
-    preserved: set[int] = set()
+    users = checker.state.users_of(unit)
+    preserved = set(checker.state.devices.column("devid")[users].tolist())
     domains: dict[int, Domain | None] = {}
-    for device in checker.state.devices_of(unit):
-        preserved.add(device.devid)
+    for index in users[~_sound(checker.state, root, users)].tolist():
+        device = checker.state.devices[index]
         where = device.domain_phys
         if where not in domains:
             domains[where] = checker.state.domains.at(where)
@@ -201,6 +205,23 @@ def _vtd(checker: _Checker, unit: Unit) -> None:
                 unit.path,
                 found.address if found else None,
             )
+
+
+def _sound(
+    state: IommuState, root: RootTable, users: npt.NDArray[np.intp]
+) -> npt.NDArray[np.bool_]:
+    """Which devices there is nothing to say about: they are not looked at one by one."""
+    devices, domains = state.devices, state.domains
+    at = domains.array.find(devices.column("domain_phys")[users].astype(np.uint64))
+    known = np.flatnonzero(at >= 0)
+    sound = np.zeros(len(users), np.bool_)
+    sound[known] = root.sound(
+        devices.column("devid")[users[known]].astype(np.uint64),
+        devices.column("attachment_id")[users[known]].astype(np.uint64),
+        domains.column("top_table_phys")[at[known]].astype(np.uint64),
+        domains.column("top_level")[at[known]].astype(np.uint64) + np.uint64(1),
+    )
+    return sound
 
 
 def _bitmap(checker: _Checker, unit: Unit, root: RootTable) -> None:

@@ -150,6 +150,39 @@ class RootTable:
         pasid, at = found if found is not None else (None, 0)
         return Attachment(devid, address, entry, pasid, at)
 
+    def sound(
+        self, devids: U64Array, dids: U64Array, tables: U64Array, levels: U64Array
+    ) -> npt.NDArray[np.bool_]:
+        """Which devices the hardware surely translates with these DIDs, tables and levels.
+
+        For whom there is more to say, if only that a reserved bit is set, the answer is no;
+        in scalable mode it always is.
+        """
+        good = np.zeros(len(devids), np.bool_)
+        if self.scalable or not len(devids):
+            return good
+        bases = np.zeros(vtd.BUSES, np.uint64)
+        for half, table in self.tables.items():
+            if half & 1 == 0 and self._table(table) is not None:
+                bases[half >> 1] = table
+        rows = np.flatnonzero(devids < 1 << 16)
+        base = bases[(devids[rows] >> np.uint64(8)).astype(np.intp)]
+        rows, base = rows[base != 0], base[base != 0]
+        raw = self.survey.memory.gather(
+            base + (devids[rows] & np.uint64(0xFF)) * np.uint64(vtd.context_entry.size),
+            vtd.context_entry.size,
+        )
+        found = vtd.context_entry.columns(raw.reshape(-1).view(vtd.context_entry.dtype))
+        fine = (found["present"] == 1) & (found["translation_type"] <= 1)
+        for name, column in found.items():
+            if "_rsvd" in name:
+                fine &= column == 0
+        fine &= found["did"] == dids[rows]
+        fine &= (found["second_stage"] << np.uint64(12)) == tables[rows]
+        fine &= found["address_width"] + np.uint64(2) == levels[rows]
+        good[rows] = fine
+        return good
+
     def attachments(self) -> Iterator[Attachment]:
         """Every present context entry, by device."""
         for devid in self.present_devices():

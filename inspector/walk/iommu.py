@@ -254,6 +254,20 @@ class Objects(Generic[Obj]):
         return self[index] if index >= 0 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Indices of live devices by one of their pointers: ``pointers`` ascend."""
+
+    pointers: U64Array
+    devices: npt.NDArray[np.intp]
+
+    def of(self, address: int) -> npt.NDArray[np.intp]:
+        """The devices that have this pointer, ascending."""
+        wanted = np.array([address], np.uint64)
+        low = int(np.searchsorted(self.pointers, wanted, "left")[0])
+        return self.devices[low : int(np.searchsorted(self.pointers, wanted, "right")[0])]
+
+
 @dataclass(slots=True)
 class IommuState:
     """The FLB's root and the three arrays.
@@ -270,17 +284,32 @@ class IommuState:
     units: Objects[Unit]
     domains: Objects[Domain]
     devices: Objects[Device]
+    _users: dict[str, Users] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
         """Whether all objects are here."""
         return all(o.array.complete for o in (self.units, self.domains, self.devices))
 
-    def devices_of(self, domain: IommuObject) -> list[Device]:
+    def users_of(self, used: IommuObject) -> npt.NDArray[np.intp]:
+        """Indices of the live devices that use a domain, or that are behind a unit; ascending."""
+        name = "domain_phys" if isinstance(used, Domain) else "iommu_phys"
+        if name not in self._users:  # sorted once: to search for each domain would be quadratic
+            live = np.flatnonzero(~self.devices.deleted)
+            pointers = self.devices.column(name)[live].astype(np.uint64)
+            order = np.argsort(pointers, kind="stable")
+            self._users[name] = Users(pointers[order], live[order])
+        return self._users[name].of(used.address)
+
+    def devices_of(self, used: IommuObject) -> list[Device]:
         """The live devices that use a domain, or that are behind a unit."""
-        name = "domain_phys" if isinstance(domain, Domain) else "iommu_phys"
-        hits = (self.devices.column(name) == np.uint64(domain.address)) & ~self.devices.deleted
-        return [self.devices[i] for i in np.flatnonzero(hits).tolist()]
+        return [self.devices[i] for i in self.users_of(used).tolist()]
+
+    def units_of(self, domain: Domain) -> list[Unit]:
+        """The units, deleted ones too, that live devices of a domain are behind."""
+        pointers = self.devices.column("iommu_phys")[self.users_of(domain)]
+        found = (self.units.at(int(p)) for p in np.unique(pointers))
+        return [unit for unit in found if unit is not None]
 
 
 def flatten(values: dict[str, Any], view: str) -> dict[str, Any]:

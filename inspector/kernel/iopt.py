@@ -24,7 +24,8 @@ class PageTable:
     """One page table of ``levels`` levels for ``bits`` bits of input address.
 
     ``page_sizes`` are the leaves above the granule that the hardware knows (None: all of the
-    format). A start table of stage 2 may be several pages (Arm concatenation): ``top_entries`` entries.
+    format). A start table of stage 2 may be several pages (Arm concatenation); it has
+    ``top_entries`` entries.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def test_tables_hold_what_was_mapped(
             try:
                 table.unmap(iova * page, count * page)
             except KernelErrno as error:
-                assert error.name == "EINVAL"  # noqa: PT017
+                assert error.name == "EINVAL"
                 return
             continue
         if any(p in model for p in pages):

@@ -234,3 +234,29 @@ def test_checksum_of_real_self_tests() -> None:
     assert partial_sum(b"\xff" * 8, 0) == 0xFFFFFFFF
     assert partial_sum(b"\xff" * 8, 0, "aarch64") == 0xFFFF
     assert partial_sum(b"\1\0\0\0", 0xFFFFFFFF) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linux-7.0+kho=kho-v1-radix-rfc",
+        "linux-7.1+kho=kho-v2",
+        "linux-7.1+kho=kho-composite",
+        "linux-7.1+kho=kho-v4",
+        "linux-7.3+kho=kho-v3",
+    ],
+)
+def test_development_forms_of_the_root(name: str) -> None:
+    producer = Kernel(name, small_machine())
+    file = producer.memfd()
+    file.write(0, b"x" * 100_000)
+    producer.luo.create_session("a").preserve(file, 1)
+    image = producer.kexec()
+    with decoded_image.open(image.memory) as found:
+        assert found.generation("kho") == producer.profile["kho"]
+        meant = {
+            (int(frame) << 12, order)
+            for order, frames in producer.kho.map.blocks()
+            for frame in frames
+        }
+        assert blocks_of(found) == meant

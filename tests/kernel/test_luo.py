@@ -278,7 +278,7 @@ class Life(RuleBasedStateMachine):
         try:
             return self.kernel.luo.create_session(name)
         except KernelErrno as error:
-            assert error.name == "EEXIST"  # noqa: PT017
+            assert error.name == "EEXIST"
             return multiple()
 
     @rule(file=files, offset=st.integers(0, 5_000_000), data=st.binary(min_size=1, max_size=9000))
@@ -287,7 +287,7 @@ class Life(RuleBasedStateMachine):
         try:
             file.write(offset, data)
         except KernelErrno as error:
-            assert error.name == "EPERM"  # noqa: PT017
+            assert error.name == "EPERM"
             assert file.frozen
             return
         model.extend(bytes(max(0, offset + len(data) - len(model))))
@@ -299,7 +299,7 @@ class Life(RuleBasedStateMachine):
         try:
             file.truncate(size)
         except KernelErrno as error:
-            assert error.name == "EPERM"  # noqa: PT017
+            assert error.name == "EPERM"
             assert file.frozen
             return
         del model[size:]
@@ -310,14 +310,14 @@ class Life(RuleBasedStateMachine):
         try:
             session.preserve(file, token)
         except KernelErrno as error:
-            assert error.name in {"EEXIST", "EBUSY", "EBADF"}  # noqa: PT017
+            assert error.name in {"EEXIST", "EBUSY", "EBADF"}
 
     @rule(session=sessions)
     def close(self, session: Session) -> None:
         try:
             session.close()
         except KernelErrno as error:
-            assert error.name == "EBADF"  # noqa: PT017
+            assert error.name == "EBADF"
 
     @invariant()
     def same_bytes(self) -> None:

@@ -51,7 +51,7 @@ def test_allocator_hands_out_each_frame_once(
                 else allocator.alloc_many(count, number).tolist()
             )
         except KernelErrno as error:
-            assert error.name == "ENOMEM"  # noqa: PT017
+            assert error.name == "ENOMEM"
             assert len(allocator.allocated) == before
             continue
         assert len(got) == count

@@ -86,7 +86,7 @@ class Pair(RuleBasedStateMachine):
         try:
             change()
         except KernelErrno as error:
-            assert error.name in errors  # noqa: PT017
+            assert error.name in errors
             return False
         return True
 

@@ -73,7 +73,7 @@ class IommuPair(RuleBasedStateMachine):
         try:
             change()
         except KernelErrno as error:
-            assert error.name in errors, error  # noqa: PT017
+            assert error.name in errors, error
             return False
         return True
 

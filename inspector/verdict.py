@@ -138,6 +138,7 @@ def _file(file: FileEntry, digests: bool) -> dict[str, Any]:
             "size": file.file.size,
             "pos": file.file.pos,
             "seals": f"{file.file.seals:#x}" if file.file.seals_known else None,
+            "seals_after_retrieve": f"{file.file.seals_now:#x}",
             "folios": len(file.file.frames),
         }
         if digests:

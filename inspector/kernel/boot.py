@@ -228,6 +228,28 @@ def _areas(boot: Booting) -> bool:
         if not size:
             continue
         at = boot.handover.scratch_address + i * kho_scratch.size
+        if start % boot.view.page_size:
+            boot.reasons.add(
+                Outcome.BOOT_FAILS,
+                f"scratch area {start:#x}+{size:#x} does not start at a page: the page allocator"
+                " is corrupted",
+                path="/scratch", address=at,
+            )  # fmt: skip
+            return False
+        if start % boot.view.page_size:
+            boot.reasons.add(
+                Outcome.BOOT_FAILS,
+                f"scratch area {start:#x}+{size:#x} does not begin at a page: what early boot"
+                " allocates is not aligned, and memory is corrupted",
+                path="/scratch", address=at,
+            )  # fmt: skip
+            return False
+        if _behind_all(boot, start):
+            boot.notes.append(
+                f"scratch area {start:#x}+{size:#x} lies behind all memory: it is of no use"
+            )
+            boot.scratch[i] = (start, 0)
+            continue
         inside = bool(boot.view.inside(np.array([start], np.uint64), min(size, (1 << 64) - 1))[0])
         if not inside and boot.view.in_ram(start) is False:
             boot.reasons.add(
@@ -244,6 +266,15 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
     return True
+
+
+def _behind_all(boot: Booting, start: int) -> bool:
+    """Whether an area is above the end of RAM, where x86 does not allocate early on."""
+    assert boot.handover is not None
+    ram = boot.view.ram
+    return (
+        boot.handover.how is How.SETUP_DATA and bool(ram) and start >= max(r.end for r in ram or ())
+    )
 
 
 def _adequate(boot: Booting, kernel_size: int, initrd_size: int) -> bool:

@@ -467,4 +467,12 @@ def _use_devices(result: Result, session: SessionEntry) -> None:
 def _note_seals(consumer: Consumer) -> None:
     memfds = [f for f in consumer.files if isinstance(f, RestoredMemfd)]
     if memfds and not any(f.seals_known for f in memfds):
-        consumer.notes.append("the format of memory files carries no seals: files have none now")
+        consumer.notes.append(
+            "the format of memory files carries no seals: each file has F_SEAL_SEAL alone now"
+        )
+    widened = [f for f in memfds if f.seals_known and f.seals_now != f.seals]
+    if widened:
+        consumer.notes.append(
+            f"{len(widened)} files with F_SEAL_EXEC come back sealed against writing, such as"
+            f" {widened[0].path}: {widened[0].seals:#x} becomes {widened[0].seals_now:#x}"
+        )

@@ -257,6 +257,18 @@ def protected(boot: Booting, path: str, what: str, address: int, size: int) -> b
     return False
 
 
+def _block_preserved(boot: Booting, path: str, what: str, address: int) -> None:
+    """Blocks are followed before anything tells whether their pages were preserved."""
+    assert boot.preserved is not None
+    if not boot.preserved.covers(np.array([address], np.uint64), boot.view.page_size)[0]:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"{what} at {address:#x} is not preserved: its memory is in use when it is read, and"
+            " what lies there is followed as a pointer",
+            path=path, address=address, dmesg="general protection fault",
+        )  # fmt: skip
+
+
 # -- lists --------------------------------------------------------------------------------------
 
 
@@ -288,7 +300,7 @@ def _block_rows(
     parts: list[npt.NDArray[Any]] = []
     addresses: list[int] = []
     for at, count in blocks.tolist():
-        protected(boot, path, what, at, boot.view.page_size)
+        _block_preserved(boot, path, what, at)
         start = at + kho_block_header_ser.size
         parts.append(np.frombuffer(boot.view.read(start, count * entry.size), entry.dtype))
         addresses += range(start, start + count * entry.size, entry.size)

@@ -25,6 +25,9 @@ from inspector.memory.base import U64Array
 
 _PFN = np.uint64((1 << 52) - 1)
 _PIECE = 1 << 20
+_SEAL_SEAL, _SEAL_EXEC = 0x1, 0x20
+#: F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE and F_SEAL_FUTURE_WRITE.
+_IMPLIED = 0x1E
 _KNOWN_FEATURES = MEMFD_LUO_FEATURE_SEALS | MEMFD_LUO_FEATURE_FOLIOS
 
 
@@ -47,6 +50,17 @@ class RestoredMemfd:
     orders: I8Array
     index: U64Array
     view: View
+
+    @property
+    def seals_now(self) -> int:
+        """The seals that the file has after retrieve, which are not always those it had.
+
+        A format without seals gives F_SEAL_SEAL; F_SEAL_EXEC on a file with the default mode
+        brings shrink, grow, write and future-write along.
+        """
+        if not self.seals_known:
+            return _SEAL_SEAL
+        return self.seals | _IMPLIED if self.seals & _SEAL_EXEC else self.seals
 
     @property
     def complete(self) -> bool:
@@ -108,7 +122,7 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
     frames = index = np.empty(0, np.uint64)
     orders = np.empty(0, np.int8)
     if count:
-        area = restore_vmalloc(boot, layout.nested(values, "folios"))
+        area = restore_vmalloc(boot, layout.nested(values, "folios"), entry.path)
         frames, index = _entries(boot, area, count)
         free_area(boot, area)
         orders = take_folios(boot, frames)
@@ -130,8 +144,7 @@ def _seals(layout: Struct, values: dict[str, int]) -> int:
     seals = values.get("seals", 0)
     if seals & ~MEMFD_LUO_ALL_SEALS:
         raise KernelErrno("EOPNOTSUPP", f"unknown seals {seals:#x}")
-    if values.get("flags", 0) and "seals" in values:
-        raise KernelErrno("EOPNOTSUPP", f"flags {values['flags']:#x} are not 0")
+    # Flags have to be 0, but 7.1 to 7.3 do not look at them.
     return seals
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inspector.findings import Outcome
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.machine import MAX_ORDERS
@@ -60,7 +61,7 @@ class Area:
         return rows.reshape(-1)[: count * 8].view("<u8").astype(np.uint64, copy=False)
 
 
-def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int]) -> Area:
+def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int], path: str) -> Area:
     """Restore a vmalloc area. Raises KernelErrno (EINVAL) where the kernel returns nothing,
     and Absent, PageFault.
 
@@ -82,6 +83,14 @@ def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int]) -> Area:
         end = int((entries == 0).argmax())
         if end or not entries[0]:
             entries = entries[:end]
+        odd = entries & np.uint64(view.page_size - 1)
+        if odd.any():
+            at_odd = int(entries[int((odd != 0).argmax())])
+            boot.reasons.add(
+                Outcome.CORRUPTION,
+                f"vmalloc entry {at_odd:#x} is no page: it is taken for one, with other content",
+                path=path, address=at,
+            )  # fmt: skip
         pages += len(entries) << order
         if pages > budget:
             break

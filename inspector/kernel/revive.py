@@ -223,7 +223,7 @@ def _self_test(boot: Booting, found: Clients, blob: Blob) -> None:
         if len(info) != kho_vmalloc.size:
             _test_failed(boot, blob, f"folios_info of {len(info)} bytes is no vmalloc descriptor")
             return
-        area = restore_vmalloc(boot, kho_vmalloc.unpack(info))
+        area = restore_vmalloc(boot, kho_vmalloc.unpack(info), blob.path)
         folios = area.words(boot.view, min(count, area.size // 8))
     _restore_test(boot, found, blob, folios, csum)
 

@@ -101,6 +101,8 @@ def test_files_of_real_captures(name: str) -> None:
             assert (file.size, file.pos) == (wanted["size"], wanted["pos"])
             if file.seals_known:
                 assert file.seals == int(wanted["seals"], 16)
+            if wanted.get("consumer_result"):
+                assert f" seals={file.seals_now:#x} " in wanted["consumer_result"]
             digest = file.sha256()
             if digest is not None:
                 assert digest == wanted["sha256"]
@@ -142,7 +144,25 @@ TABLE = {
     "memfd-seals": Outcome.FILE_ERROR,
     "vmalloc-flags": Outcome.TAKEN_OVER,
     "map-overlap": Outcome.TAKEN_OVER,
+    "map-cycle": Outcome.BOOT_FAILS,
+    "map-node-unaligned": Outcome.BOOT_FAILS,
+    "map-node-beyond-memory": Outcome.BOOT_FAILS,
+    "map-order-impossible": Outcome.BOOT_FAILS,
+    "session-count-over": Outcome.BOOT_FAILS,
+    "session-block-not-preserved": Outcome.BOOT_FAILS,
+    "memfd-folio-count": Outcome.BOOT_FAILS,
+    "scratch-unaligned": Outcome.BOOT_FAILS,
+    "file-handler-unterminated": Outcome.LUO_UNUSABLE,
+    "file-count-zero": Outcome.LUO_UNUSABLE,
+    "file-count-mismatch": Outcome.LUO_UNUSABLE,
+    "file-cycle": Outcome.LUO_UNUSABLE,
+    "file-token-duplicate": Outcome.STATE_LOST,
+    "vmalloc-entry-unaligned": Outcome.CORRUPTION,
     "metadata-version": Outcome.TAKEN_OVER,
+    "memfd-flags": Outcome.TAKEN_OVER,
+    "map-key-too-wide": Outcome.TAKEN_OVER,
+    "scratch-beyond-memory": Outcome.TAKEN_OVER,
+    "scratch-unaligned": Outcome.BOOT_FAILS,
 }
 ERRNO = {
     "memfd-folio-not-preserved": "EIO",

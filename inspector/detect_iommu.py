@@ -28,7 +28,7 @@ from inspector.walk.iommu import IommuState, Objects, walk_iommu
 from inspector.walk.iommufd import Iommufd, walk_iommufd
 
 _KERNEL_POINTER = np.uint64(0xFFFF << 48)
-_MAX_REF_COUNT = 1 << 16
+_MAX_REF_COUNT = 1 << 20
 _MAX_LEVEL = 5
 #: Findings of a trial walk that no kernel's output gives rise to.
 _STRUCTURE = {

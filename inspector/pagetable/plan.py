@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -112,6 +113,7 @@ class LevelPlan:
         return (entries & np.uint64(self.keep & ~_FOLDED)) | high
 
 
+@lru_cache(64)
 def level_plans(format: Format, output_bits: int | None) -> tuple[LevelPlan, ...]:
     """Plans of all levels. Address bits at and above ``output_bits`` count as reserved."""
     return tuple(_plan(format, number, output_bits) for number in range(len(format.levels)))

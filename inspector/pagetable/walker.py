@@ -169,11 +169,11 @@ class Pass:
             return False
         if tree.root % max(size, 64):
             report.root(anomalies.ROOT_ALIGNMENT, tree.root, "it is not aligned to its size")
-        if (
-            self._preserved is not None
-            and not self._preserved(np.array([tree.root], np.uint64)).all()
-        ):
-            report.root(anomalies.UNPRESERVED, tree.root, "its page is not preserved")
+        if self._preserved is not None:
+            granule = tree.format.granule
+            pages = np.arange(tree.root & -granule, tree.root + size, granule, np.uint64)
+            if not self._preserved(pages).all():
+                report.root(anomalies.UNPRESERVED, tree.root, "its page is not preserved")
         self._check_reach()
         return True
 

@@ -499,3 +499,19 @@ def test_long_runs(spoil: str | None) -> None:
     assert codes(walked) == (["KHO-PT-010"] if spoil == "fault" else [])
     assert walked.stats.entries == 603 * 512
     assert walked.stats.mapped == sum(row[2] for row in expected)
+
+
+def test_every_page_of_the_start_table_is_to_be_preserved() -> None:
+    tree = Tree("lpae-s2-4k", 3, start_entries=2048)
+    memory = tree.memory()
+    for missing, expected in ((3, ["KHO-PT-006"]), (4, [])):
+        gone = tree.root + missing * 4096
+        walked = walk(
+            memory,
+            "lpae-s2-4k",
+            tree.root,
+            3,
+            vasz=41,
+            preserved=lambda pas, gone=gone: pas != np.uint64(gone),
+        )
+        assert codes(walked) == expected

@@ -171,8 +171,8 @@ class Pass:
             report.root(anomalies.ROOT_ALIGNMENT, tree.root, "it is not aligned to its size")
         if self._preserved is not None:
             granule = tree.format.granule
-            pages = np.arange(tree.root & -granule, tree.root + size, granule, np.uint64)
-            if not self._preserved(pages).all():
+            pages = range(tree.root & -granule, tree.root + size, granule)
+            if not self._preserved(np.array(pages, np.uint64)).all():
                 report.root(anomalies.UNPRESERVED, tree.root, "its page is not preserved")
         self._check_reach()
         return True

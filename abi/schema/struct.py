@@ -1,242 +1,32 @@
-"""The declaration vocabulary: one construct declaration per serialized struct.
-
-A struct is declared once, field by field, in the order and with the types of the C
-declaration::
-
-    iommu_hdr_ser = Struct(
-        "iommu_hdr_ser",
-        "ref_count" / u32 * "users of the object",
-        "flags" / flags(u32, DELETED=1, INCOMING=2) * "what became of it",
-    )
-
-From that one declaration come
-
-* the construct parser and builder (``parse``, ``build``, ``sizeof``; exact and lossless),
-* the numpy structured ``dtype`` for bulk reads, and ``columns`` on top of it,
-* ``unpack``: one object as a flat dict, quickly,
-* the table of ``fields`` (name, offset, size, bits, meaning, pointer target),
-* the C text (``c()``).
-
-Rebuilding is lossless: padding, reserved bytes and unknown flag bits are ordinary
-fields. A union is one raw area plus named views of it, a group of bit-fields one raw
-integer plus named views; ``build`` starts from the raw area and lays over it every view
-that says something else. Members left out of a ``build`` are zero. Integers stay
-integers: a ``bool`` that holds 2 survives.
-
-Everything is little endian: KHO exists on little-endian machines only.
-"""
+"""A struct: the construct engine, the flat engine and the numpy engine of one declaration."""
 
 from __future__ import annotations
 
 import struct as _struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import construct as cs
 
 from abi.errors import CodecError
+from abi.schema.text import declaration
+from abi.schema.types import (
+    Bit,
+    Bits,
+    Chars,
+    Field,
+    Items,
+    Leaf,
+    Placeholder,
+    Scalar,
+    Union,
+    View,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-#: Page sizes of the machines that have KHO.
-PAGE_SIZES = (0x1000, 0x4000, 0x10000)
-
-
-class Scalar(cs.FormatField):  # type: ignore[misc]
-    """One integer of fixed size, with what is known about its meaning.
-
-    ``ctype`` is its spelling in C, ``points_to`` what lies at the physical address it
-    holds, ``names`` the values (``kind`` "enum") or bits ("flags") that have a name.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        ctype: str,
-        *,
-        points_to: str = "",
-        kind: str = "int",
-        names: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__("<", code)
-        self.code = code
-        self.ctype = ctype
-        self.points_to = points_to
-        self.kind = kind
-        self.names = dict(names or {})
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(self.length)
-
-    @property
-    def dtype_spec(self) -> str:
-        """The numpy type string."""
-        return f"<{'i' if self.code.islower() else 'u'}{self.length}"
-
-
-class Chars(cs.Bytes):  # type: ignore[misc]
-    """A character array: raw bytes, terminators and all that follows them included."""
-
-    ctype = "char"
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
-class Items(cs.Array):  # type: ignore[misc]
-    """An array of ``count`` scalars or structs."""
-
-    def __init__(self, item: Scalar | Struct, count: int) -> None:
-        super().__init__(count, item)
-        self.item = item
-        self.items = count
-
-
-class Union:
-    """Alternatives over the same bytes; the largest gives the size."""
-
-    def __init__(self, alternatives: Mapping[str, Struct]) -> None:
-        self.alternatives = dict(alternatives)
-        self.size = max(s.size for s in alternatives.values())
-
-    def __rtruediv__(self, name: str) -> Any:
-        return cs.Renamed(_Placeholder(self), newname=name)
-
-
-class Bits:
-    """Bit-fields that share one storage unit, least significant first.
-
-    In a packed struct the group takes only the bytes its bits need.
-    """
-
-    def __init__(self, storage: Scalar, widths: Mapping[str, int]) -> None:
-        self.storage = storage
-        self.widths = dict(widths)
-
-    def __rtruediv__(self, name: str) -> Any:
-        return cs.Renamed(_Placeholder(self), newname=name)
-
-    def size(self, packed: bool) -> int:
-        """Bytes taken."""
-        needed = (sum(self.widths.values()) + 7) // 8
-        return needed if packed else max(self.storage.size, needed)
-
-
-class _Placeholder(cs.Construct):  # type: ignore[misc]
-    """Carries a Union or Bits through construct's ``name / type * doc`` syntax."""
-
-    def __init__(self, what: Union | Bits) -> None:
-        super().__init__()
-        self.what = what
-
-
-u8 = Scalar("B", "u8")
-u16 = Scalar("H", "u16")
-u32 = Scalar("L", "u32")
-u64 = Scalar("Q", "u64")
-s32 = Scalar("l", "s32")
-#: A C ``bool`` in the ABI: one byte of which every value must survive.
-boolean = Scalar("B", "bool", kind="bool")
-
-
-def phys(target: str) -> Scalar:
-    """A physical address of ``target``; 0 means absent."""
-    return Scalar("Q", "u64", points_to=target, kind="phys")
-
-
-def kernel_pointer(target: str) -> Scalar:
-    """A virtual address, meaningful only in the kernel that wrote it."""
-    return Scalar("Q", target + " *", kind="pointer")
-
-
-def flags(storage: Scalar, **bits: int) -> Scalar:
-    """A flag word; ``bits`` names masks. Unknown bits are kept like any others."""
-    return Scalar(storage.code, storage.ctype, kind="flags", names=bits)
-
-
-def enum(storage: Scalar, **values: int) -> Scalar:
-    """An enumeration stored in ``storage``."""
-    return Scalar(storage.code, storage.ctype, kind="enum", names=values)
-
-
-def chars(count: int) -> Chars:
-    """``char[count]``."""
-    return Chars(count)
-
-
-def array(item: Scalar | Struct, count: int) -> Items:
-    """``item[count]``."""
-    return Items(item, count)
-
-
-def union(**alternatives: Struct) -> Union:
-    """An anonymous union of named structs."""
-    return Union(alternatives)
-
-
-def bits(storage: Scalar, **widths: int) -> Bits:
-    """Bit-fields ``name : width`` of type ``storage``."""
-    return Bits(storage, widths)
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One line of a struct's field table.
-
-    ``offset`` and ``size`` are bytes from the start of the struct. A bit-field has
-    ``bit_size`` > 0 and ``bit_offset`` within the byte at ``offset``; its ``size`` is that
-    of its declared type. ``count`` is the array length or None. ``union`` names the raw
-    area of which this is a view. ``flexible`` marks the array that follows the struct.
-    """
-
-    name: str
-    offset: int
-    size: int
-    ctype: str
-    doc: str = ""
-    count: int | None = None
-    bit_offset: int = 0
-    bit_size: int = 0
-    points_to: str = ""
-    kind: str = "int"
-    names: Mapping[str, int] | None = None
-    union: str = ""
-    padding: bool = False
-    flexible: bool = False
-    struct: Struct | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Bit:
-    name: str
-    area: str  # the raw member; dotted if it lies in a nested struct
-    leaf: str  # the raw member's name in the flattened struct
-    shift: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    name: str
-    area: str
-    struct: Struct
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """A scalar, char array or scalar array of the flattened struct."""
-
-    name: str
-    offset: int
-    count: int | None
-    type: Scalar | Chars
 
 
 class Struct(cs.Construct):  # type: ignore[misc]
@@ -265,11 +55,11 @@ class Struct(cs.Construct):  # type: ignore[misc]
         self.alignment = 1
         self._native: list[Any] = []
         self._areas: dict[str, tuple[int, int]] = {}
-        self._bits: list[_Bit] = []
-        self._views: list[_View] = []
+        self._bits: list[Bit] = []
+        self._views: list[View] = []
         self._flat: dict[str, dict[str, str]] = {}
         self._items: dict[str, Struct] = {}
-        self._leaves: list[_Leaf] = []
+        self._leaves: list[Leaf] = []
         self._end = 0
         self._own = {member.name for member in members}
         for member in members:
@@ -307,7 +97,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
         if gap:
             name = f"_pad{self._end}"
             self._native.append(cs.Renamed(cs.Bytes(gap), newname=name))
-            self._leaves.append(_Leaf(name, self._end, gap, Chars(gap)))
+            self._leaves.append(Leaf(name, self._end, gap, Chars(gap)))
             self.fields.append(Field(name, self._end, gap, "u8", count=gap, padding=True))
             self._end += gap
 
@@ -325,29 +115,29 @@ class Struct(cs.Construct):  # type: ignore[misc]
         while isinstance(kind, cs.Renamed):
             doc = doc or kind.docs or ""
             kind = kind.subcon
-        if isinstance(kind, _Placeholder):
+        if isinstance(kind, Placeholder):
             if isinstance(kind.what, Union):
                 self._add_union(name, kind.what, doc)
             else:
                 self._add_bits(name, kind.what, doc)
         elif isinstance(kind, Scalar):
             offset = self._place(name, kind, kind.size, kind.size)
-            self._leaves.append(_Leaf(name, offset, None, kind))
+            self._leaves.append(Leaf(name, offset, None, kind))
             self.fields.append(_scalar_field(name, offset, kind, doc))
         elif isinstance(kind, Chars):
             offset = self._place(name, kind, kind.count, 1)
-            self._leaves.append(_Leaf(name, offset, kind.count, kind))
+            self._leaves.append(Leaf(name, offset, kind.count, kind))
             self.fields.append(Field(name, offset, kind.count, "char", doc, count=kind.count))
         elif isinstance(kind, Items):
             self._add_items(name, kind, doc)
         elif isinstance(kind, Struct):
             offset = self._place(name, kind.construct, kind.size, kind.alignment)
-            self._views.append(_View(name, name, kind))
+            self._views.append(View(name, name, kind))
             flat = self._flat[name] = self._flat_names(name, kind)
             for leaf in kind._leaves:
                 self._leaves.append(_moved(leaf, flat[leaf.name], offset))
             self._bits += [
-                _Bit(flat[b.name], f"{name}.{b.area}", flat[b.leaf], b.shift, b.width)
+                Bit(flat[b.name], f"{name}.{b.area}", flat[b.leaf], b.shift, b.width)
                 for b in kind._bits
             ]
             self.fields.append(
@@ -375,7 +165,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
         offset = self._place(name, native, size * kind.items, alignment)
         if isinstance(item, Struct):
             self._items[name] = item
-        self._leaves.append(_Leaf(name, offset, count, leaf_type))
+        self._leaves.append(Leaf(name, offset, count, leaf_type))
         self.fields.append(
             Field(
                 name,
@@ -393,9 +183,9 @@ class Struct(cs.Construct):  # type: ignore[misc]
         alignment = max(s.alignment for s in kind.alternatives.values())
         offset = self._place(name, cs.Bytes(kind.size), kind.size, alignment)
         self._areas[name] = (offset, kind.size)
-        self._leaves.append(_Leaf(name, offset, kind.size, Chars(kind.size)))
+        self._leaves.append(Leaf(name, offset, kind.size, Chars(kind.size)))
         for view, struct in kind.alternatives.items():
-            self._views.append(_View(view, name, struct))
+            self._views.append(View(view, name, struct))
             self.fields.append(
                 Field(
                     view, offset, struct.size, f"struct {struct.cname}", doc,
@@ -407,10 +197,10 @@ class Struct(cs.Construct):  # type: ignore[misc]
         size = kind.size(self.packed)
         native = Scalar({1: "B", 2: "H", 4: "L", 8: "Q"}[size], kind.storage.ctype)
         offset = self._place(name, native, size, kind.storage.size)
-        self._leaves.append(_Leaf(name, offset, None, native))
+        self._leaves.append(Leaf(name, offset, None, native))
         shift = 0
         for bit_name, width in kind.widths.items():
-            self._bits.append(_Bit(bit_name, name, name, shift, width))
+            self._bits.append(Bit(bit_name, name, name, shift, width))
             self.fields.append(
                 Field(
                     bit_name, offset + shift // 8, kind.storage.size, kind.storage.ctype, doc,
@@ -641,36 +431,7 @@ class Struct(cs.Construct):  # type: ignore[misc]
 
     def c(self) -> str:
         """The declaration as C text, with offsets and meanings as comments."""
-        body: list[tuple[str, str]] = []
-        union_open = ""
-        for field in self.fields:
-            if field.padding:
-                continue
-            in_union = field.union if field.struct is not None else ""
-            if union_open and in_union != union_open:
-                body.append(("\t};", ""))
-            if in_union and in_union != union_open:
-                body.append(("\tunion {", ""))
-            union_open = in_union
-            suffix = ""
-            if field.bit_size:
-                suffix = f" : {field.bit_size}"
-            elif field.flexible:
-                suffix = "[]"
-            elif field.count is not None:
-                suffix = f"[{field.count}]"
-            star = field.ctype.endswith("*")
-            decl = f"{field.ctype}{'' if star else ' '}{field.name}{suffix};"
-            body.append((("\t\t" if in_union else "\t") + decl, _comment(field)))
-        if union_open:
-            body.append(("\t};", ""))
-        width = max((len(line.expandtabs(8)) for line, _ in body), default=0)
-        lines = [f"struct {self.cname} {{"]
-        for line, comment in body:
-            gap = " " * (width - len(line.expandtabs(8)) + 1)
-            lines.append(f"{line}{gap}/* {comment} */" if comment else line)
-        lines.append(f"}}{' __packed' if self.packed else ''};  /* {self.size} bytes */")
-        return "\n".join(lines)
+        return declaration(self)
 
     def __repr__(self) -> str:
         return f"<struct {self.cname}, {self.size} bytes>"
@@ -683,8 +444,8 @@ def _scalar_field(name: str, offset: int, kind: Scalar, doc: str) -> Field:
     )  # fmt: skip
 
 
-def _moved(leaf: _Leaf, name: str, by: int) -> _Leaf:
-    return _Leaf(name, leaf.offset + by, leaf.count, leaf.type)
+def _moved(leaf: Leaf, name: str, by: int) -> Leaf:
+    return Leaf(name, leaf.offset + by, leaf.count, leaf.type)
 
 
 def _shifted(field: Field, by: int, name: str) -> Field:
@@ -707,42 +468,3 @@ def _default(native: Any, value: Any, nested: Struct | None) -> Any:
         zero = item.parse(bytes(item.sizeof()))
         return [zero] * kind.count
     return 0
-
-
-def _comment(field: Field) -> str:
-    where = f"{field.offset:#x}"
-    if field.bit_size:
-        where += f".{field.bit_offset}"
-    parts = [where]
-    if field.points_to:
-        parts.append(f"-> {field.points_to}")
-    if field.names:
-        values = (f"{k}={v:#x}" if field.kind == "flags" else f"{v} {k}"
-                  for k, v in field.names.items())  # fmt: skip
-        parts.append(", ".join(values))
-    if field.doc:
-        parts.append(field.doc)
-    return "; ".join(parts)
-
-
-#: A declaration whose size depends on the page size: call it with one of PAGE_SIZES.
-PerPage = Callable[[int], Struct]
-Layout = Struct | PerPage
-
-
-def per_page(declare: Callable[[int], Struct]) -> PerPage:
-    """Make a declaration out of a function of the page size; each size is declared once."""
-
-    @cache
-    def declared(page_size: int) -> Struct:
-        if page_size not in PAGE_SIZES:
-            raise ValueError(f"no machine with KHO has pages of {page_size} bytes")
-        return declare(page_size)
-
-    declared.__doc__ = declare.__doc__
-    return declared
-
-
-def resolve(layout: Layout, page_size: int) -> Struct:
-    """The struct of a layout for one page size."""
-    return layout if isinstance(layout, Struct) else layout(page_size)

@@ -21,6 +21,7 @@ from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, U8Arra
 
 #: No machine has more physical address bits than this.
 PHYSICAL_BITS = 52
+_PRESENT = PageState.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,12 @@ class Survey:
 
     def rows(self, addresses: U64Array, size: int, path: str) -> tuple[U8Array, U64Array]:
         """``size`` bytes at each address that is wholly present, and those addresses."""
+        if len(addresses) == 1:
+            state = self.memory.state(int(addresses[0]), size)
+            if state is not _PRESENT:
+                self.hole(int(addresses[0]), path, state)
+                addresses = addresses[:0]
+            return self.memory.gather(addresses, size), addresses
         states = self.memory.states(addresses, size)
         present = states == PageState.PRESENT
         if not present.all():

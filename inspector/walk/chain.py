@@ -129,7 +129,7 @@ def counted_entries(
             path=path,
             address=int(pages[i]) + 8,
         )
-    for i in np.flatnonzero(counts[:-1] < capacity):
+    for i in np.flatnonzero(counts[:-1] < capacity) if len(counts) > 1 else ():
         survey.findings.info(
             "KHO-LST-006",
             f"{what} at {int(pages[i]):#x} is not the last but holds {int(counts[i])}"
@@ -139,9 +139,13 @@ def counted_entries(
         )
     if len(pages):
         survey.place(header, pages, path)
-    used = np.minimum(counts, np.uint64(capacity)).astype(np.int64)
-    row, slot = slots(used)
-    addresses = pages[row] + np.uint64(header.size) + slot.astype(np.uint64) * np.uint64(entry.size)
+    if len(pages) == 1:
+        step = np.arange(min(int(counts[0]), capacity), dtype=np.uint64) * np.uint64(entry.size)
+        addresses = step + (pages[0] + np.uint64(header.size))
+    else:
+        row, slot = slots(np.minimum(counts, np.uint64(capacity)).astype(np.int64))
+        step = slot.astype(np.uint64) * np.uint64(entry.size)
+        addresses = pages[row] + np.uint64(header.size) + step
     data, present = survey.rows(addresses, entry.size, path)
     if len(present):
         survey.place(entry, present, path)

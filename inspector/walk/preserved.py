@@ -302,6 +302,7 @@ def _narrow_top(
         survey.place(kho_radix_node(page), column, PATH)
         collector.add_nodes(column, page)
         shift = (level - 1) * geometry.table_bits + geometry.leaf_bits
+        width = geometry.key_width
         children: list[tuple[int, int]] = []
         wide: list[int] = []
         for (_, prefix), row in zip(nodes, survey.memory.gather(column, page), strict=True):
@@ -309,7 +310,7 @@ def _narrow_top(
             slots = words.nonzero()[0]
             for slot, child in zip(slots.tolist(), words[slots].tolist(), strict=True):
                 key = prefix | slot << shift
-                if key >> geometry.key_width:
+                if key >> width:
                     wide.append(child)
                 else:
                     children.append((child, key))

@@ -61,7 +61,10 @@ def consume(
         typer.Option(metavar="TOKEN", help="Retrieve this file only; may be repeated."),
     ] = None,
     finish_: Annotated[
-        bool, typer.Option("--finish", help="Finish the sessions that were retrieved.")
+        bool,
+        typer.Option(
+            "--finish", help="Claim HWPTs, open and move devices, and finish the sessions."
+        ),
     ] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Digest the content of files.")] = False,
     with_: WithOption = None,
@@ -107,6 +110,7 @@ def _user_space(
     result: Result, sessions: list[str] | None, tokens: list[str] | None, finish_: bool
 ) -> None:
     """What is asked for, else everything. Raises UsageError for what is not in the image."""
+    from inspector.kernel.consumer import use_devices
     from inspector.kernel.errno import KernelErrno
     from inspector.text import name_bytes
 
@@ -135,6 +139,7 @@ def _user_space(
                 except KernelErrno as error:
                     result.errors[opened.entry.path] = error
         if finish_:
+            use_devices(result, opened.entry)
             try:
                 opened.finish()
                 result.finished = True

@@ -433,7 +433,7 @@ def consume(
                 consumer.retrieve_file(entry, file)
             except KernelErrno as error:
                 result.errors[file.path] = error
-        _use_devices(result, entry)
+        use_devices(result, entry)
     for session in reversed(done) if finish else ():
         try:
             session.finish()
@@ -444,7 +444,7 @@ def consume(
     return result
 
 
-def _use_devices(result: Result, session: SessionEntry) -> None:
+def use_devices(result: Result, session: SessionEntry) -> None:
     """What a virtual machine monitor does: claim every HWPT, open and move every device."""
     for file in session.files:
         if isinstance(file.file, RestoredIommufd):

@@ -56,7 +56,7 @@ RULES = (
     Rule("KHO-MFD-003", ERROR, "A file has unknown seals.", "-EOPNOTSUPP for that file (7.1 on)."),
     Rule(
         "KHO-MFD-004", ERROR, "A file's flags are not zero.",
-        "-EOPNOTSUPP for that file (7.1 on).",
+        "It has to be 0; 7.1 to 7.3 do not look at it.",
     ),
     Rule(
         "KHO-MFD-005", ERROR, "A file counts more folios than its array holds.",

@@ -40,6 +40,10 @@ _ENOUGH, _TOO_LITTLE = 16 * MiB, 12 * MiB
 _ENOUGH_APART, _TOO_LITTLE_APART = 8 * MiB, 4 * MiB
 #: A compressed kernel unpacks to at most so many times its size.
 _UNPACKED = 4
+#: libfdt wants the root node at offset 0 of the structure, and takes no NOP before it.
+_FDT_NOP = (4).to_bytes(4, "big")
+#: What x86 can map in early boot: 64 pages.
+_EARLY_MAP = 64 << 12
 #: No machine preserves more blocks than this.
 _MAX_BLOCKS = 1 << 28
 
@@ -119,6 +123,15 @@ def _root(boot: Booting) -> bool:
                 boot, f"the size of the {what} is handed over as 0", boot.handover.address,
                 "disabling KHO revival",
             )  # fmt: skip
+        for what, length, message in (
+            ("root FDT", size, "failed to memremap FDT"),
+            ("scratch array", boot.handover.scratch_size, "failed to memremap scratch"),
+        ):
+            if boot.handover.how is How.SETUP_DATA and length > _EARLY_MAP:
+                return _refuse(
+                    boot, f"the size of the {what} is handed over as {length:#x}, more than can"
+                    " be mapped early", boot.handover.address, message,
+                )  # fmt: skip
     else:
         assert candidate is not None
         boot.root = candidate.address
@@ -160,6 +173,9 @@ def _root_blob(boot: Booting) -> fdt.Fdt:
     header = fdt.peek(head)
     if header is None:
         raise fdt.FdtError("bad header", 0)
+    first = at + header.off_dt_struct
+    if header.off_dt_struct < view.page_size - 4 and view.read(first, 4) == _FDT_NOP:
+        raise fdt.FdtError("the structure does not begin with the root node", header.off_dt_struct)
     if header.totalsize > view.page_size:
         boot.findings.warning(
             "KHO-ROOT-002", f"root FDT has {header.totalsize} bytes, more than a page",
@@ -233,14 +249,6 @@ def _areas(boot: Booting) -> bool:
                 Outcome.BOOT_FAILS,
                 f"scratch area {start:#x}+{size:#x} does not start at a page: the page allocator"
                 " is corrupted",
-                path="/scratch", address=at,
-            )  # fmt: skip
-            return False
-        if start % boot.view.page_size:
-            boot.reasons.add(
-                Outcome.BOOT_FAILS,
-                f"scratch area {start:#x}+{size:#x} does not begin at a page: what early boot"
-                " allocates is not aligned, and memory is corrupted",
                 path="/scratch", address=at,
             )  # fmt: skip
             return False

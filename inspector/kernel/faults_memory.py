@@ -148,7 +148,7 @@ def _seals(target: Target) -> None:
     target.write_u32(at, int.from_bytes(target.read(at, 4), "little") | 0x4000)
 
 
-@fault("memfd-flags", 11, "flags that are not 0: EOPNOTSUPP for the file")
+@fault("memfd-flags", 11, "flags that are not 0: 7.1 to 7.3 do not look at them")
 def _memfd_flags(target: Target) -> None:
     layout = _layout(target)
     if not any(f.name == "flags" for f in layout.fields):

@@ -226,7 +226,7 @@ def _struct_root(boot: Booting, luo: Incoming, blob: Blob) -> None:
     else:
         string = generation.strings[0].encode().ljust(generation.string_size, b"\0")
         said = values["compatible"]
-        if said.rstrip(b"\0") != string.rstrip(b"\0"):
+        if c_string(said) != c_string(string):
             text = c_string(said).decode("utf-8", "backslashreplace")
             raise KernelErrno("EINVAL", f"compatible is {text!r}, not {generation.strings[0]!r}")
     luo.number = values["liveupdate_num"]

@@ -126,7 +126,7 @@ def _check(survey: Survey, memfd: Memfd) -> None:
         )  # fmt: skip
     if memfd.flags:
         findings.error(
-            "KHO-MFD-004", f"flags {memfd.flags:#x} are not zero: EOPNOTSUPP on retrieve",
+            "KHO-MFD-004", f"flags {memfd.flags:#x} are not zero",
             path=path, address=address + 20,
         )  # fmt: skip
     if len(folios.pfn) < memfd.nr_folios and memfd.vmalloc.complete and folios.position is None:

@@ -157,12 +157,11 @@ TABLE = {
     "file-count-mismatch": Outcome.LUO_UNUSABLE,
     "file-cycle": Outcome.LUO_UNUSABLE,
     "file-token-duplicate": Outcome.STATE_LOST,
-    "vmalloc-entry-unaligned": Outcome.CORRUPTION,
+    "vmalloc-entry-unaligned": Outcome.TAKEN_OVER,
     "metadata-version": Outcome.TAKEN_OVER,
     "memfd-flags": Outcome.TAKEN_OVER,
     "map-key-too-wide": Outcome.TAKEN_OVER,
     "scratch-beyond-memory": Outcome.TAKEN_OVER,
-    "scratch-unaligned": Outcome.BOOT_FAILS,
 }
 ERRNO = {
     "memfd-folio-not-preserved": "EIO",

@@ -25,6 +25,8 @@ from inspector.walk.vfio_pci import VfioDevice
 
 #: (label, value) pairs, in order.
 Facts = list[tuple[str, str]]
+#: Makes the parts of an object when they are asked for.
+Parts = Callable[[], Iterator["Node"]]
 
 
 @dataclass(slots=True)
@@ -79,9 +81,7 @@ def build(image: Image) -> Node:
 #: Sections other rooms add to the tree below the root: functions from image to node.
 SECTIONS: list[Callable[[Image], Node | None]] = []
 #: What the state of a file or FLB looks like: type -> (facts, children).
-DETAILS: dict[
-    type, Callable[[Any], tuple[list[tuple[str, str]], Callable[[], Iterator[Node]]]]
-] = {
+DETAILS: dict[type, Callable[[Any], tuple[Facts, Parts]]] = {
     IommuState: passthrough_view.iommu_details,
     Iommufd: passthrough_view.iommufd_details,
     PciState: passthrough_view.pci_details,

@@ -1,8 +1,8 @@
 """Compare two ABIs: two kernels, two generations, or a kernel with a generation.
 
 Both sides are brought into the form of :mod:`inspector.layouts.measured`, so that one
-comparison serves all. The question of each layer is: may state that one side wrote be read by the other, and if
-not, does a compatible string say so?
+comparison serves all. The question of each layer is: may state that one side wrote be read by
+the other, and if not, does a compatible string say so?
 """
 
 from __future__ import annotations

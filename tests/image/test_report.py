@@ -17,8 +17,12 @@ from inspector.report import render, write
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 HANDOFF = CORPUS / "linux-7.3.4-handoff.elf.zst"
-IMAGES = [HANDOFF, CORPUS / "linux-7.3.4-incoming.elf.zst",
-          CORPUS / "iommu-vw-legacy-handoff.elf.zst", CORPUS / "linux-6.17.8-handoff.elf.zst"]  # fmt: skip
+IMAGES = [
+    HANDOFF,
+    CORPUS / "linux-7.3.4-incoming.elf.zst",
+    CORPUS / "iommu-vw-legacy-handoff.elf.zst",
+    CORPUS / "linux-6.17.8-handoff.elf.zst",
+]
 
 
 class Tags(html.parser.HTMLParser):

@@ -176,7 +176,7 @@ def test_hostile_counts_allocate_nothing(tmp_path: Path) -> None:
                 assert image.states(np.array([4096], np.uint64), 100)[0] == 2
                 assert len(image.regions) == 2
         except UnreadableError as error:
-            assert "\n" not in str(error)  # noqa: PT017
+            assert "\n" not in str(error)
 
 
 @given(st.data())

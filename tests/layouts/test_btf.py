@@ -303,7 +303,7 @@ def exercise(data: bytes) -> None:
         try:
             reader()
         except BtfError as error:
-            assert error.offset >= 0  # noqa: PT017
+            assert error.offset >= 0
     for id_ in range(1, min(btf.end_id, 60)):
         try:
             btf.measure(id_)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi import vtd
+from abi.errors import UsageError
 from abi.iommu import FIRST_DID, INCOMING, Header, IommuGeneration
 from abi.pagetable import Format, lookup
 from abi.pagetable.format import Kind
@@ -499,7 +500,10 @@ def _page_table(
         raise Bug("the domain has no top table: BUG", path, None)
     if level >= len(format_.levels):
         raise Bug(f"top_level {level} is impossible", path, top)
-    start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
+    try:
+        start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
+    except UsageError as error:
+        raise Bug(f"{error}: BUG", path, top) from None
     take(found, top, path, "the top table")
     plans = _plans(format_.name)
     tables = np.array([top], np.uint64)

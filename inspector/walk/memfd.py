@@ -103,14 +103,15 @@ def folio_orders(memfd: Memfd, preserved: PreservedMap | None) -> npt.NDArray[np
             return known
     else:
         known = found = None  # type: ignore[assignment]
-    end = np.uint64(max(-(-memfd.size // memfd.page_size), int(index[-1]) + 1))
+    pages = max(-(-memfd.size // memfd.page_size), int(index[-1]) + 1)
+    end = np.uint64(min(pages, (1 << 64) - 1))  # an index may be any number
     following = np.append(index[1:], end)
     gap = np.where(following > index, following - index, np.uint64(1))
     aligned = (pfn | index) & (~(pfn | index) + np.uint64(1))  # lowest set bit; 0 if none
     aligned = np.where(aligned == 0, np.uint64(1 << 51), aligned)
     # The last folio may reach beyond the end of the file: round its gap up.
     if len(gap):
-        gap[-1] = 1 << (int(gap[-1]) - 1).bit_length()
+        gap[-1] = 1 << min((int(gap[-1]) - 1).bit_length(), 63)
     limit = np.minimum(gap, aligned)
     guessed = np.minimum(np.log2(limit.astype(np.float64)).astype(np.uint8), 30)
     return guessed if found is None else np.where(found, known, guessed).astype(np.uint8)

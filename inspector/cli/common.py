@@ -118,9 +118,9 @@ def open_image(
 
 def write_json(document: dict[str, Any]) -> None:
     """One JSON document on standard output, with ``schema_version`` first."""
-    import json
+    from inspector.json_text import pieces
 
-    json.dump({"schema_version": SCHEMA_VERSION, **document}, sys.stdout, indent=2)
+    sys.stdout.writelines(pieces({"schema_version": SCHEMA_VERSION, **document}))
     sys.stdout.write("\n")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from abi import fdt
 from abi.boot import kho_data, kho_scratch, setup_data_hdr
+from abi.kho import KhoGeneration, MapKind
 from abi.luo import LuoGeneration
 from abi.registry import Generation
 from inspector import detect, recover
@@ -187,7 +188,28 @@ def _map(image: Image) -> None:
     else:  # the trial was this very walk
         image.preserved = trial.preserved
         image.survey.adopt(trial.survey)
+    damaged = damaged or _reused_bitmaps(image)
     image.map_state = MapState.DAMAGED if damaged else MapState.INTACT
+
+
+def _reused_bitmaps(image: Image) -> bool:
+    """Whether bitmaps hold something else by now: nothing in a list of chunks tells that.
+
+    No kernel preserves pages twice on this scale, and memory that it does not have besides.
+    """
+    generation, preserved = image.root.generation, image.preserved
+    if not isinstance(generation, KhoGeneration) or preserved is None:
+        return False
+    if generation.map_kind not in (MapKind.BITMAP_512, MapKind.BITMAP_PAGE):
+        return False
+    ram = ram_of(image.memory, image.location)
+    if not ram or len(preserved.starts) < 2:
+        return False
+    order = np.argsort(preserved.starts, kind="stable")
+    starts, reach = preserved.starts[order], np.maximum.accumulate(preserved.ends[order])
+    twice = int(np.count_nonzero(starts[1:] < reach[:-1]))
+    beyond = int(reach[-1]) > max(r.end for r in ram)
+    return beyond and twice * 10 > len(starts)
 
 
 def _scratch(image: Image) -> None:

@@ -465,9 +465,17 @@ def _walks_somehow(boot: Booting) -> bool:
 def _in_scratch(boot: Booting) -> None:
     assert boot.preserved is not None
     lows, highs = boot.preserved.intervals()
+    nodes = boot.preserved.nodes
     for start, size in boot.scratch:
         if not size:
             continue
+        for at in nodes[(nodes >= start) & (nodes < start + size)][:1].tolist():
+            boot.reasons.add(
+                Outcome.BOOT_FAILS,
+                f"map node {at:#x} lies in scratch {start:#x}+{size:#x}: early boot overwrites it"
+                " before it is read",
+                path="/preserved", address=at,
+            )  # fmt: skip
         for i in np.flatnonzero((lows < start + size) & (highs > start))[:4].tolist():
             at = max(int(lows[i]), start)
             boot.reasons.add(

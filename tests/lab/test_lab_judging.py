@@ -43,7 +43,7 @@ def seen(**changes):
         ],
         "regions": [{"name": "r", "start": 4096, "revived": True}],
     }
-    return report.Report("image", "kernel", **(values | changes))
+    return report.Report("image", changes.pop("kernel", "kernel"), **(values | changes))
 
 
 def file(**changes):
@@ -106,6 +106,15 @@ def test_the_self_test_counts_only_where_its_data_are():
     assert report.judge(observed, expected()) is Outcome.TAKEN_OVER
     observed = seen(warnings=["test_kho: KHO restore failed"])
     assert report.judge(observed, expected(kho_test=True)) is Outcome.STATE_LOST
+
+
+def test_before_6_18_a_failed_self_test_is_corruption():
+    found = seen(kernel="6.17.8")
+    assert report.judge(found, expected(kho_test=True)) is Outcome.CORRUPTION
+    good = seen(kernel="6.17.8", dmesg="KHO restore succeeded")
+    assert report.judge(good, expected(kho_test=True)) is Outcome.TAKEN_OVER
+    new = seen(kernel="6.18.15")
+    assert report.judge(new, expected(kho_test=True)) is Outcome.STATE_LOST
 
 
 def test_warnings_are_told_from_chatter():

@@ -118,9 +118,9 @@ def open_image(
 
 def write_json(document: dict[str, Any]) -> None:
     """One JSON document on standard output, with ``schema_version`` first."""
-    from inspector.json_text import pieces
+    import json
 
-    sys.stdout.writelines(pieces({"schema_version": SCHEMA_VERSION, **document}))
+    json.dump({"schema_version": SCHEMA_VERSION, **document}, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

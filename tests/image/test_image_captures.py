@@ -144,7 +144,7 @@ def test_sessions_and_files(capture: tuple[str, Image, dict[str, Any], dict[str,
         assert document["luo"] is None
         return
     if retrieved(name):
-        # CENSUS 22: what was retrieved has been freed; it must not be shown as sessions.
+        # What was retrieved has been freed; it must not be shown as sessions.
         assert document["luo"]["sessions"] == []
         assert any("session" in lost for lost in image.lost)
         return

@@ -175,7 +175,8 @@ def import_drgn() -> ModuleType:
         raise UnreadableError(
             "this needs drgn, which is not installed: pip install 'kho-inspector[drgn]'"
         ) from None
-    return drgn
+    module: ModuleType = drgn
+    return module
 
 
 def ram_of_this_host() -> list[Segment] | None:

@@ -1,46 +1,102 @@
 """``kho``: the commands, gathered.
 
-Each verb is a module with a function ``register(app)``; heavy modules are imported inside
-the commands, so that ``kho --help`` and completion stay fast.
+Each verb is a module with a function ``register(app)`` that is imported when the verb is
+named; heavy modules are imported inside the commands, so that ``kho --help`` and completion
+stay fast.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, MutableMapping
 from importlib import import_module
+from typing import Any
 
 # One thread is enough for what numpy does here, and starting more costs 60 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
+from typer.core import TyperGroup
 
 from abi.errors import KhoError
 from inspector import progress
 from inspector.cli import bar
 
-#: The verbs, in the order of ``kho --help``.
-VERBS = (
-    "info",
-    "dump",
-    "cat",
-    "preserved",
-    "pagetable",
-    "devices",
-    "cpr",
-    "simulate",
-    "consume",
-    "check",
-    "compat",
-    "diff",
-    "extract",
-    "report",
-    "fuzz",
-    "abi",
-)
+#: The verbs in the order of ``kho --help``, and what it says of them.
+VERBS = {
+    "info": "Say what an image is and what it holds.",
+    "dump": "Show what one kernel hands to the next, as a tree.",
+    "cat": "Write a file's content, a blob, a region or a struct.",
+    "preserved": "List the preserved blocks, one a line.",
+    "pagetable": "List what page tables map, or translate addresses.",
+    "devices": "Show which device can DMA where.",
+    "cpr": "Show QEMU's CPR state, alone or beside an image.",
+    "simulate": "Write the image that a kernel would hand over.",
+    "consume": "Boot a simulated kernel on an image.",
+    "check": "Check an image against every rule.",
+    "explain": "Say what a finding means and what the kernel does.",
+    "compat": "Foresee what another kernel does with an image.",
+    "diff": "Show the structural difference of two images.",
+    "extract": "Cut an image down to the pages that matter.",
+    "report": "Write one self-contained HTML page.",
+    "fuzz": "Feed mutated images to the decoder or a command.",
+    "abi": "List, show, verify and compare the ABI's generations.",
+}
+#: Verbs that live in another verb's module.
+_MODULES = {"explain": "check"}
+
+
+class _Verbs(MutableMapping[str, Any]):
+    """The commands by name; a verb's module is imported when its command is asked for."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            if name not in VERBS:
+                raise KeyError(name)
+            module = import_module(f"inspector.cli.{_MODULES.get(name, name)}")
+            group = typer.Typer(rich_markup_mode=None, add_completion=False)
+            group.callback()(_nothing)
+            module.register(group)
+            self._loaded.update(typer.main.get_group(group).commands)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class _Group(TyperGroup):
+    """The root command: knows its verbs without importing them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Verbs()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of verbs in ``kho --help``."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _nothing() -> None:
+    pass
+
 
 app = typer.Typer(
     name="kho",
+    cls=_Group,
     help="Read, judge and make the state that one Linux kernel hands over to the next.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -66,10 +122,6 @@ def _root(
     ),
 ) -> None:
     pass
-
-
-for _verb in VERBS:
-    import_module(f"inspector.cli.{_verb}").register(app)
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from abi import qemu_cpr
 from abi.errors import UnreadableError
 from abi.qemu_cpr import CprEarlyState, CprError, CprState, FdForm, Framing
 from inspector import passthrough
-from inspector.detect_pci import Key
 from inspector.memory.files import open_file
 from inspector.text import display
 from inspector.walk.luo import File, Session
@@ -106,7 +105,7 @@ def unverified(state: State) -> list[str]:
     return doubts
 
 
-def address_of(name: bytes) -> Key | None:
+def address_of(name: bytes) -> passthrough.Key | None:
     """(segment, BDF) if a device's name is a PCI address, as QEMU names it by default."""
     match = _ADDRESS.fullmatch(name)
     if match is None:
@@ -129,7 +128,7 @@ class DeviceMatch:
     name: bytes
     ioas_id: int
     hwpt_id: int
-    key: Key | None
+    key: passthrough.Key | None
     picture: passthrough.DevicePicture | None
 
     @property
@@ -191,9 +190,9 @@ def _files(one: DeviceMatch) -> Iterator[tuple[Session, File]]:
 
 def _differences(
     devices: tuple[DeviceMatch, ...],
-    pictures: dict[Key, passthrough.DevicePicture],
+    pictures: dict[passthrough.Key, passthrough.DevicePicture],
 ) -> Iterator[str]:
-    seen: set[Key] = set()
+    seen: set[passthrough.Key] = set()
     tokens: dict[int, dict[str, int]] = {}
     for one in devices:
         name = display(one.name)

@@ -18,7 +18,6 @@ from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
 from inspector.locate import Candidate, How, locate, ram_of
 from inspector.memory.base import MemoryFault, PhysicalMemory
 from inspector.moment import tell_moment
-from inspector.passthrough import decode_passthrough
 from inspector.survey import Survey
 from inspector.text import c_string
 from inspector.walk import clients, files
@@ -311,7 +310,12 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
         image.lost += image.luo.lost
     if image.luo is not None:
         files.decode_states(image, overrides)
-        decode_passthrough(image, overrides)
+        undecoded = any(f.data and f.state is None for _, f in image.luo.files())
+        if undecoded or any(flb.data for flb in image.luo.flbs):
+            # Imported where there is such state: most images have none.
+            from inspector.passthrough.decode import decode_passthrough
+
+            decode_passthrough(image, overrides)
 
 
 def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) -> Verdict:

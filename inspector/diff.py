@@ -125,7 +125,7 @@ def diff(
             _folios(found, path, one, other)
         if contents:
             _contents(found, path, (before, one), (after, other))
-    from inspector import mappings
+    from inspector.passthrough import mappings
 
     mappings.compare(found, before, after, addresses)
     return found

@@ -6,30 +6,15 @@ part is null, never missing. Names are spelled as :func:`inspector.text.name_tex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from inspector import passthrough_view
 from inspector.findings import Finding
 from inspector.image import Image
 from inspector.text import name_text
 from inspector.tree import Node
-from inspector.walk.iommu import IommuObject
-from inspector.walk.iommufd import Iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
-from inspector.walk.vfio_pci import VfioDevice
-
-#: Keys of a file entry that hold a handler's state: key -> (type, state -> JSON).
-FILE_STATES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
-    "iommufd": (Iommufd, passthrough_view.iommufd),
-    "vfio_pci": (VfioDevice, passthrough_view.vfio_pci),
-}
-#: Top-level keys that other layers add: key -> image -> JSON or None.
-PARTS: dict[str, Callable[[Image], Any]] = {
-    "iommu": passthrough_view.iommu,
-    "pci": passthrough_view.pci,
-}
 
 
 def document(image: Image) -> dict[str, Any]:
@@ -82,7 +67,7 @@ def document(image: Image) -> dict[str, Any]:
             for b in image.blobs
         ],
         "luo": _luo(image),
-        **{key: part(image) for key, part in PARTS.items()},
+        **_passed_through(image),
         "lost": image.lost,
         "findings": [finding(f) for f in image.findings],
     }
@@ -95,13 +80,7 @@ def part(image: Image, node: Node, path: str) -> dict[str, Any]:
         "address": None if node.address is None else hex(node.address),
         "size": node.size,
     }
-    encoders: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
-        (Session, session),
-        (File, file),
-        (Flb, flb),
-        (IommuObject, passthrough_view.iommu_object),
-    )
-    for kind, encode in encoders:
+    for kind, encode in _encoders(image):
         if isinstance(node.object, kind):
             return {**entry, "object": encode(node.object)}
     key = path.strip("/").replace("-", "_").lower()
@@ -113,6 +92,30 @@ def part(image: Image, node: Node, path: str) -> dict[str, Any]:
         "object": dict(node.facts),
         "children": [child.name for child in node.children()],
     }
+
+
+def _encoders(image: Image) -> Iterator[tuple[type, Callable[[Any], dict[str, Any]]]]:
+    yield Session, session
+    yield File, file
+    yield Flb, flb
+    if _has_flb_state(image):
+        from inspector.passthrough import view
+        from inspector.walk.iommu import IommuObject
+
+        yield IommuObject, view.iommu_object
+
+
+def _has_flb_state(image: Image) -> bool:
+    return image.luo is not None and any(f.state is not None for f in image.luo.flbs)
+
+
+def _passed_through(image: Image) -> dict[str, Any]:
+    # Imported where there is such state: most images have none, and it takes its time.
+    if not _has_flb_state(image):
+        return {"iommu": None, "pci": None}
+    from inspector.passthrough import view
+
+    return {"iommu": view.iommu(image), "pci": view.pci(image)}
 
 
 def generations(image: Image) -> dict[str, Any]:
@@ -183,10 +186,16 @@ def file(one: File) -> dict[str, Any]:
         "address": hex(one.address),
         "compatible": name_text(one.compatible),
         "data": hex(one.data),
-        "memfd": memfd(one.state) if isinstance(one.state, Memfd) else None,
+        "memfd": None,
+        "iommufd": None,
+        "vfio_pci": None,
     }
-    for key, (kind, encode) in FILE_STATES.items():
-        entry[key] = encode(one.state) if isinstance(one.state, kind) else None
+    if isinstance(one.state, Memfd):
+        entry["memfd"] = memfd(one.state)
+    elif one.state is not None:
+        from inspector.passthrough import view
+
+        entry |= view.file_state(one.state)
     return entry
 
 

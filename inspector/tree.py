@@ -13,15 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abi.errors import UsageError
-from inspector import passthrough_view
 from inspector.image import Image, MapState
 from inspector.text import display, parse_integer, path_component, plural, size_text
-from inspector.walk.iommu import IommuState
-from inspector.walk.iommufd import Iommufd
 from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
-from inspector.walk.pci import PciState
-from inspector.walk.vfio_pci import VfioDevice
 
 #: (label, value) pairs, in order.
 Facts = list[tuple[str, str]]
@@ -78,17 +73,6 @@ def build(image: Image) -> Node:
     )
 
 
-#: Sections other rooms add to the tree below the root: functions from image to node.
-SECTIONS: list[Callable[[Image], Node | None]] = []
-#: What the state of a file or FLB looks like: type -> (facts, children).
-DETAILS: dict[type, Callable[[Any], tuple[Facts, Parts]]] = {
-    IommuState: passthrough_view.iommu_details,
-    Iommufd: passthrough_view.iommufd_details,
-    PciState: passthrough_view.pci_details,
-    VfioDevice: passthrough_view.vfio_details,
-}
-
-
 def _sections(image: Image) -> Iterator[Node]:
     yield _scratch(image)
     yield _preserved(image)
@@ -119,10 +103,6 @@ def _sections(image: Image) -> Iterator[Node]:
             )
     if any(b.name == b"LUO" for b in image.blobs):
         yield _luo(image)
-    for section in SECTIONS:
-        node = section(image)
-        if node is not None:
-            yield node
 
 
 def _scratch(image: Image) -> Node:
@@ -246,13 +226,20 @@ def file_node(file: File) -> Node:
     children: Callable[[], Iterator[Node]] = lambda: iter(())  # noqa: E731
     if isinstance(file.state, Memfd):
         facts += _memfd_facts(file.state)
-    elif type(file.state) in DETAILS:
-        more, children = DETAILS[type(file.state)](file.state)
+    elif file.state is not None:
+        more, children = _details(file.state)
         facts += more
-    elif file.state is None:
+    else:
         facts.append(("state", "not decoded"))
     name = file.path.rpartition("/")[2]
     return Node(name, name, facts, file.address, 64, file, children)
+
+
+def _details(state: Any) -> tuple[Facts, Parts]:
+    # Imported where there is such state: most images have none, and it takes its time.
+    from inspector.passthrough import view
+
+    return view.details(state)
 
 
 def _memfd_facts(memfd: Memfd) -> list[tuple[str, str]]:
@@ -281,8 +268,8 @@ def flb_node(flb: Flb) -> Node:
     """One FLB entry."""
     facts = [("data", f"{flb.data:#x}"), ("users", str(flb.count))]
     children: Callable[[], Iterator[Node]] = lambda: iter(())  # noqa: E731
-    if type(flb.state) in DETAILS:
-        more, children = DETAILS[type(flb.state)](flb.state)
+    if flb.state is not None:
+        more, children = _details(flb.state)
         facts += more
     return Node(
         flb.path.rpartition("/")[2], display(flb.name), facts, flb.address, 64, flb, children

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.image import Moment
-from inspector.reach import MemoryFiles, domain_root, reach
+from inspector.passthrough.reach import MemoryFiles, domain_root, reach
 from inspector.text import size_text
 from inspector.walk.iommu import Device, IommuState
 

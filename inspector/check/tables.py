@@ -16,7 +16,7 @@ def _walks(context: Context) -> list[Finding]:
     """What is wrong with the page table of each live domain; each is walked once."""
     if "page tables" in context.shared:
         return context.shared["page tables"]
-    from inspector.reach import domain_root
+    from inspector.passthrough.reach import domain_root
 
     image = context.image
     state = passthrough.iommu_state(image)

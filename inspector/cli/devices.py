@@ -29,7 +29,7 @@ def devices(
 ) -> None:
     """Show which device can DMA where: unit, domain, page table, HWPT, memory files."""
     with open_image(image, abi=abi, root=root, page=page_size, regions=regions) as opened:
-        from inspector import reach, reach_view
+        from inspector.passthrough import reach, reach_view
 
         found = reach.devices(opened)
         wrong = 4 if any(one.disagreements for one in found) else 0

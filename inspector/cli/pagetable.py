@@ -23,7 +23,7 @@ from inspector.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from inspector.tables import Shown
+    from inspector.passthrough.tables import Shown
 
 #: Options that take every argument up to the next option.
 _GREEDY = ("--translate", "--reverse")
@@ -89,7 +89,7 @@ def pagetable(
     regions: RegionMapOption = None,
 ) -> None:
     """List what page tables map: merged ranges and statistics, leaves, or single addresses."""
-    from inspector import tables
+    from inspector.passthrough import tables
 
     if root is not None:
         if domain is not None or table is None or levels is None:
@@ -120,7 +120,7 @@ def _show(
     *,
     plain: bool,
 ) -> int:
-    from inspector import tables
+    from inspector.passthrough import tables
 
     if translate or reverse:
         iovas = [_number(text) for text in translate or ()]
@@ -155,8 +155,8 @@ def _show(
 
 
 def _json(shown: list[Shown], entries: bool) -> None:
-    from inspector import tables
     from inspector.cli.common import SCHEMA_VERSION
+    from inspector.passthrough import tables
 
     out = sys.stdout.write
     out(f'{{"schema_version": {SCHEMA_VERSION}, "tables": [\n')
@@ -168,7 +168,7 @@ def _json(shown: list[Shown], entries: bool) -> None:
 
 
 def _text(shown: list[Shown], entries: bool, plain: bool) -> None:
-    from inspector import tables
+    from inspector.passthrough import tables
 
     for one in shown:
         # Leaves of one table are for programs: nothing but lines of numbers.

@@ -45,7 +45,7 @@ def claim_tables(image: Image) -> None:
 
 
 def _domains(image: Image, state: IommuState) -> None:
-    from inspector.reach import domain_root
+    from inspector.passthrough.reach import domain_root
 
     for domain in state.domains.live():
         if not domain.top_table_phys:

@@ -125,7 +125,7 @@ def compat(base: Base) -> None:
 
 def devices(base: Base) -> None:
     """What ``kho devices`` does: device tables and every page table."""
-    from inspector.reach import devices as reach_of
+    from inspector.passthrough.reach import devices as reach_of
 
     reach_of(_decoded(base))
 

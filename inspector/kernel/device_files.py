@@ -17,9 +17,6 @@ from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.pci import PciGeneration
 from abi.vfio_pci import VfioPciGeneration
-from inspector.detect_iommu import Anchors, detect_iommu
-from inspector.detect_pci import detect_pci
-from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
 from inspector.kernel.devices import Devices
@@ -27,6 +24,9 @@ from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import VFIO_PCI, Hardware, PciDevice, Unit, UnitType, format_bdf
 from inspector.kernel.incoming import FileEntry, FlbEntry, SessionEntry, protected
 from inspector.kernel.pages import release, take_folio
+from inspector.passthrough.detect_iommu import Anchors, detect_iommu
+from inspector.passthrough.detect_pci import detect_pci
+from inspector.passthrough.evidence import Plausibility
 from inspector.survey import Survey
 from inspector.walk.contiguous import MAX_PAGES
 from inspector.walk.iommu import walk_iommu

@@ -152,7 +152,7 @@ MAX_DOMAINS = 24
 
 def iova_strips(image: Image) -> list[Strip]:
     """One strip for each domain: what its devices can reach, by rights."""
-    from inspector.mappings import mappings, named_domains
+    from inspector.passthrough.mappings import mappings, named_domains
 
     strips = []
     for name, domain in list(named_domains(image).items())[:MAX_DOMAINS]:

@@ -143,7 +143,7 @@ def test_changed_blocks_are_those_of_the_sets(one: dict[int, int], other: dict[i
 
 def test_mappings_of_domains_are_compared_as_ranges() -> None:
     """A leaf taken out of a real domain's table is exactly one range less."""
-    from inspector.mappings import mappings, named_domains
+    from inspector.passthrough.mappings import mappings, named_domains
 
     source = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
     with kho.open(source) as one:

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 import kho
 from abi.device_table import TableRoot
-from inspector import passthrough, reach
+from inspector import passthrough
 from inspector.cli.app import app
 from inspector.device_tables import walk_root
 from inspector.image import Image
+from inspector.passthrough import reach
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 CAPTURES = [

@@ -1,4 +1,4 @@
-"""Which posting wrote the PCI state and the VFIO files: see :mod:`inspector.detect_iommu`.
+"""Which posting wrote the PCI state and the VFIO files: see :mod:`.detect_iommu`.
 
 Their strings say even less: ``pci-v1`` names five layouts, ``vfio-pci-v1`` four. What
 tells them apart is the devices themselves: a device of the IOMMU state has to be in the
@@ -19,25 +19,13 @@ from abi.pci import FLB_VERSIONS, ArrayForm, PciGeneration
 from abi.registry import Generation
 from abi.vfio_pci import VfioPciGeneration
 from inspector.detect import Verdict, decide
-from inspector.detect_iommu import trial_survey
-from inspector.evidence import Evidence, Plausibility, order
 from inspector.memory.base import PageState
+from inspector.passthrough import Key
+from inspector.passthrough.detect_iommu import trial_survey
+from inspector.passthrough.evidence import Evidence, Plausibility, order
 from inspector.survey import Survey
-from inspector.walk.iommu import IommuState
 from inspector.walk.pci import PciState, walk_pci
 from inspector.walk.vfio_pci import VfioDevice, walk_vfio_pci
-
-#: PCI segment and bus << 8 | devfn.
-Key = tuple[int, int]
-
-
-def iommu_devices(state: IommuState | None) -> frozenset[Key]:
-    """The devices that are live in the IOMMU state."""
-    if state is None:
-        return frozenset()
-    live = ~state.devices.deleted
-    segments = state.devices.column("pci_domain_nr")[live].tolist()
-    return frozenset(zip(segments, state.devices.column("devid")[live].tolist(), strict=True))
 
 
 def detect_pci(

@@ -137,6 +137,15 @@ def vfio_pci(device: VfioDevice) -> dict[str, Any]:
     return entry
 
 
+def file_state(state: Any) -> dict[str, Any]:
+    """The keys of a file's entry that its state fills."""
+    if isinstance(state, Iommufd):
+        return {"iommufd": iommufd(state)}
+    if isinstance(state, VfioDevice):
+        return {"vfio_pci": vfio_pci(state)}
+    return {}
+
+
 # -- the tree -------------------------------------------------------------------------------------
 
 Details = tuple[list[tuple[str, str]], Callable[[], "Iterator[Node]"]]
@@ -148,8 +157,15 @@ def _group(name: str, count: str, children: Callable[[], Iterator[Node]]) -> Nod
     return Node(name, "", [("count", count)], children=children)
 
 
-def iommu_details(state: IommuState) -> Details:
-    """Units, domains and devices below the FLB."""
+def details(state: Any) -> Details:
+    """What the tree shows of a file's or an FLB's state."""
+    for kind, describe in _DETAILS:
+        if isinstance(state, kind):
+            return describe(state)
+    return [], lambda: iter(())
+
+
+def _iommu_details(state: IommuState) -> Details:
     facts = [("generation", state.generation.id)]
     if state.version is not None:
         facts.append(("version", str(state.version)))
@@ -199,8 +215,7 @@ def _iommu_node(one: IommuObject, state: IommuState, size: int) -> Node:
     return Node(str(one.index), title, facts, one.address, size, one)
 
 
-def iommufd_details(state: Iommufd) -> Details:
-    """HWPTs below an iommufd file."""
+def _iommufd_details(state: Iommufd) -> Details:
     from inspector.tree import Node
 
     def nodes() -> Iterator[Node]:
@@ -217,8 +232,7 @@ def iommufd_details(state: Iommufd) -> Details:
     return facts, lambda: iter((_group("hwpts", f"{state.nr_hwpts:,}", nodes),))
 
 
-def vfio_details(device: VfioDevice) -> Details:
-    """What a VFIO file keeps."""
+def _vfio_details(device: VfioDevice) -> Details:
     facts = [("device", device.name)]
     if device.reset_works is not None:
         facts.append(("reset works", str(device.reset_works)))
@@ -229,8 +243,7 @@ def vfio_details(device: VfioDevice) -> Details:
     return facts, lambda: iter(())
 
 
-def pci_details(state: PciState) -> Details:
-    """The devices below the FLB."""
+def _pci_details(state: PciState) -> Details:
     from inspector.tree import Node
 
     def nodes() -> Iterator[Node]:
@@ -247,3 +260,11 @@ def pci_details(state: PciState) -> Details:
         facts.append(("version", str(state.version)))
     text = f"{len(state.keys)} of {len(state.records)} slots"
     return facts, lambda: iter((_group("devices", text, nodes),))
+
+
+_DETAILS: tuple[tuple[type, Callable[[Any], Details]], ...] = (
+    (IommuState, _iommu_details),
+    (Iommufd, _iommufd_details),
+    (PciState, _pci_details),
+    (VfioDevice, _vfio_details),
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inspector import passthrough
 from inspector.device_tables.smmuv3 import Stream
 from inspector.device_tables.vtd import Attachment
-from inspector.reach import DeviceReach, Reach
+from inspector.passthrough.reach import DeviceReach, Reach
 from inspector.text import display, name_text, plural, size_text
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from inspector.device_tables import walk_root
 from inspector.findings import Severity
 from inspector.pagetable import TranslationState, Walk, format_leaves, format_ranges
 from inspector.pagetable.columns import RangeColumns
-from inspector.reach import domain_root
+from inspector.passthrough.reach import domain_root
 from inspector.text import parse_integer, plural, size_text
 from inspector.walk.iommu import Domain, IommuState
 

@@ -19,7 +19,7 @@ from inspector.diff import Change, Diff, Kind
 from inspector.image import Image
 from inspector.memory.base import U64Array
 from inspector.pagetable.columns import RangeColumns
-from inspector.reach import domain_root
+from inspector.passthrough.reach import domain_root
 from inspector.text import size_text
 from inspector.walk.iommu import Domain
 

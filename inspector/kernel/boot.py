@@ -15,6 +15,7 @@ from abi import fdt
 from abi.boot import kho_scratch
 from abi.kho import KhoGeneration, MapKind
 from inspector.findings import Findings, Outcome
+from inspector.kernel import libfdt
 from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.restore import (
@@ -40,8 +41,6 @@ _ENOUGH, _TOO_LITTLE = 16 * MiB, 12 * MiB
 _ENOUGH_APART, _TOO_LITTLE_APART = 8 * MiB, 4 * MiB
 #: A compressed kernel unpacks to at most so many times its size.
 _UNPACKED = 4
-#: libfdt wants the root node at offset 0 of the structure, and takes no NOP before it.
-_FDT_NOP = (4).to_bytes(4, "big")
 #: What x86 can map in early boot: 64 pages.
 _EARLY_MAP = 64 << 12
 #: No machine preserves more blocks than this.
@@ -60,7 +59,7 @@ class Booting:
     notes: list[str] = field(default_factory=list)
     handover: Handover | None = None
     root: int = 0
-    tree: fdt.Node | None = None
+    tree: libfdt.Node | None = None
     scratch: list[tuple[int, int]] = field(default_factory=list)
     preserved: PreservedMap | None = None
     marks: Marks = field(default_factory=Marks)
@@ -136,11 +135,18 @@ def _root(boot: Booting) -> bool:
         assert candidate is not None
         boot.root = candidate.address
     try:
-        blob = _root_blob(boot)
+        return _compatible(boot, _root_tree(boot))
     except Absent as lack:
         boot.reasons.add(
             Outcome.CANNOT_TELL, "the root FDT is not in the image", path="/", address=lack.address
         )
+        return False
+    except _Unmapped as fault:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"reading the root FDT leads to {fault.address:#x}, behind what is mapped of it",
+            path="/", address=fault.address, dmesg="PANIC: early exception",
+        )  # fmt: skip
         return False
     except PageFault as fault:
         return _refuse(
@@ -148,7 +154,6 @@ def _root(boot: Booting) -> bool:
         )
     except fdt.FdtError as error:
         return _refuse(boot, f"the root FDT is invalid: {error}", boot.root, "is invalid")
-    return _compatible(boot, blob)
 
 
 def _candidate(boot: Booting) -> Candidate | None:
@@ -166,29 +171,37 @@ def _candidate(boot: Booting) -> Candidate | None:
     return None
 
 
-def _root_blob(boot: Booting) -> fdt.Fdt:
-    """The root as libfdt reads it: the header's total size is not compared with anything."""
+def _root_tree(boot: Booting) -> libfdt.Node:
+    """The root as libfdt reads it, out of the pages that early boot maps of it.
+
+    Raises FdtError, Absent, PageFault.
+    """
     view, at = boot.view, boot.root
-    head = view.read(at, fdt.HEADER_SIZE)
-    header = fdt.peek(head)
-    if header is None:
-        raise fdt.FdtError("bad header", 0)
-    first = at + header.off_dt_struct
-    if header.off_dt_struct < view.page_size - 4 and view.read(first, 4) == _FDT_NOP:
-        raise fdt.FdtError("the structure does not begin with the root node", header.off_dt_struct)
-    if header.totalsize > view.page_size:
+    size = boot.handover.fdt_size if boot.handover is not None else view.page_size
+    end = -(-(at + size) // view.page_size) * view.page_size
+
+    def read(address: int, size: int) -> bytes:
+        if address + size > end:
+            raise _Unmapped(address)
+        return view.read(address, size)
+
+    blob = libfdt.Blob(read, at)
+    blob.check_header()
+    if blob.total > view.page_size:
         boot.findings.warning(
-            "KHO-ROOT-002", f"root FDT has {header.totalsize} bytes, more than a page",
+            "KHO-ROOT-002", f"root FDT has {blob.total} bytes, more than a page",
             path="/", address=at,
         )  # fmt: skip
-        page = bytearray(view.read(at, view.page_size - at % view.page_size))
-        page[4:8] = len(page).to_bytes(4, "big")
-        return fdt.parse(bytes(page))
-    return fdt.parse(view.read(at, header.totalsize))
+    # libfdt wants the root node at the start of the structure, and takes no NOP before it.
+    return libfdt.Node(blob)
 
 
-def _compatible(boot: Booting, blob: fdt.Fdt) -> bool:
-    boot.tree = root = blob.root
+class _Unmapped(PageFault):
+    """Early boot reads behind what it mapped."""
+
+
+def _compatible(boot: Booting, root: libfdt.Node) -> bool:
+    boot.tree = root
     wanted = boot.generation.strings[0].encode()
     if wanted not in root.compatible:
         own = root.get(b"compatible") or b""
@@ -205,6 +218,8 @@ def _compatible(boot: Booting, blob: fdt.Fdt) -> bool:
                 boot, f"{boot.generation.map_property} is {what}", boot.root,
                 "disabling KHO revival", value or b"",
             )  # fmt: skip
+    # Later readers have all of memory mapped.
+    boot.tree = libfdt.Node(libfdt.Blob(boot.view.read, boot.root))
     return True
 
 
@@ -454,11 +469,10 @@ def _walks_somehow(boot: Booting) -> bool:
     """Whether the map makes sense to the kernel that wrote it."""
     from inspector.detect import detect_kho
 
-    assert boot.tree is not None
     candidate = next((c for c in boot.location.candidates if c.address == boot.root), None)
-    if candidate is None:
+    if candidate is None or candidate.tree is None:
         return True
-    trial = detect_kho(boot.view.memory, boot.tree, candidate).trial
+    trial = detect_kho(boot.view.memory, candidate.tree.root, candidate).trial
     return trial is not None and trial.candidate.fits
 
 

@@ -20,6 +20,7 @@ from abi.block import KHO_MAX_BLOCKS, kho_block_header_ser
 from abi.luo import LuoGeneration
 from abi.schema import Struct, resolve
 from inspector.findings import Outcome
+from inspector.kernel import libfdt
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.profile import KernelProfile
@@ -187,14 +188,14 @@ def _check_string(wanted: str, found: tuple[bytes, ...]) -> None:
         raise KernelErrno("EINVAL", f"compatible is {said!r}, not {wanted!r}")
 
 
-def _property(node: fdt.Node, name: bytes) -> int:
+def _property(node: libfdt.Node, name: bytes) -> int:
     value = node.get(name)
     if value is None or len(value) != 8:
         raise KernelErrno("EINVAL", f"{name.decode()} is missing or has not 8 bytes")
     return fdt.native_u64(value)
 
 
-def _fdt_root(luo: Incoming, root: fdt.Node) -> None:
+def _fdt_root(luo: Incoming, root: libfdt.Node) -> None:
     strings = luo.generation.strings
     _check_string(strings[0], root.compatible)
     luo.number = _property(root, abi_luo.LUO_FDT_LIVEUPDATE_NUM)

@@ -21,6 +21,7 @@ from abi.kexec_metadata import (
 from abi.kho_test import FoliosInfo, KhoTestGeneration
 from abi.vmalloc import kho_vmalloc
 from inspector.findings import Outcome
+from inspector.kernel import libfdt
 from inspector.kernel.boot import Booting
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.errno import KernelErrno
@@ -78,12 +79,12 @@ def find_blob(boot: Booting, name: str) -> Blob | None:
     return Blob(name, fdt.native_u64(value), size)
 
 
-def read_tree(boot: Booting, blob: Blob) -> fdt.Node:
-    """The device tree of a blob. Raises Absent, PageFault, FdtError."""
-    head = fdt.peek(boot.view.read(blob.address, fdt.HEADER_SIZE))
-    if head is None or head.totalsize > 1 << 21:
-        raise fdt.FdtError("no device tree", 0)
-    return fdt.parse(boot.view.read(blob.address, head.totalsize)).root
+def read_tree(boot: Booting, blob: Blob) -> libfdt.Node:
+    """The root of a blob's device tree, as libfdt reads it: no further than it is asked.
+
+    Raises Absent, PageFault, FdtError; its methods do so, too.
+    """
+    return libfdt.Node(libfdt.Blob(boot.view.read, blob.address))
 
 
 def revive(boot: Booting, wanted: Sequence[ReserveMem] | None) -> Clients:
@@ -260,6 +261,6 @@ def _test_failed(boot: Booting, blob: Blob, why: str) -> None:
     )  # fmt: skip
 
 
-def _word(node: fdt.Node | None, name: str) -> int | None:
+def _word(node: libfdt.Node | None, name: str) -> int | None:
     value = node.get(name.encode()) if node is not None else None
     return int.from_bytes(value, "little") if value is not None and len(value) == 4 else None

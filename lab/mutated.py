@@ -29,6 +29,8 @@ _PAGE = 4096
 _MACHINE = """
 kernel = "{kernel}"
 seed = {seed}
+test_flbs = true
+command_line = "kho=on reserve_mem=64K:4096:trace reserve_mem=1M:1M:oops"
 [machine]
 ram = ["256M"]
 """

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.kho import KhoGeneration, MapKind
-from abi.memory_map import bitmap_runs
+from abi.memory_map import RadixGeometry, bitmap_runs
 from inspector.findings import Findings
+from inspector.kernel import radix
 from inspector.kernel.frames import FrameSet, frames_of
 from inspector.kernel.view import Absent, PageFault, View
 from inspector.memory.base import U8Array, U64Array
@@ -230,22 +231,20 @@ def read_map(view: View, generation: KhoGeneration, root: int) -> Inherited:
 def _read_radix(view: View, generation: KhoGeneration, root: int) -> Inherited:
     survey = Survey(view.memory, view.page_size, Findings(per_code=16))
     found = Inherited(walk_map(survey, generation, root, give_up_after=4096))
-    for address, _ in survey.holes:
-        if view.in_ram(address) is False:
-            found.fatal.append((f"map node {address:#x} is outside memory", address, b""))
-        else:
-            found.absent.append(address)
-    for item in survey.findings.items:
-        if item.code.startswith(("KHO-MAP-", "KHO-LST-", "KHO-MEM-003")):
-            if item.code == "KHO-MAP-005":
-                continue  # overlapping blocks are taken as they are
-            if item.code == "KHO-MAP-003" and item.address is not None:
-                # The kernel goes there as anywhere; only a key below it makes trouble.
-                at, page = item.address, view.page_size
-                if view.present(at, page) and not any(view.read(at, page)):
-                    continue
-            found.fatal.append((item.message, item.address or root, item.data))
-    return found
+    # Overlapping blocks are taken as they are; anything else a kernel does not even notice.
+    odd = any(
+        item.code.startswith(("KHO-MAP-", "KHO-LST-", "KHO-MEM-003")) and item.code != "KHO-MAP-005"
+        for item in survey.findings.items
+    )
+    if not odd and not survey.holes:
+        return found
+    geometry = RadixGeometry(view.page_size, interim=generation.map_kind is MapKind.RADIX_INTERIM)
+    plain = radix.walk(view, geometry, root)
+    nodes = np.array(list(plain.nodes), np.uint64)
+    preserved = _collected(
+        view.page_size, plain.starts, plain.counts, plain.orders, [], nodes, view.page_size
+    )
+    return Inherited(preserved, plain.fatal, plain.absent)
 
 
 def _read_chunks(view: View, size: int, root: int) -> Inherited:

@@ -6,6 +6,7 @@ kexec-metadata record is read, the self test restores its folios and compares th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from abi import fdt, memblock
 from abi import kho_test as abi_test
+from abi import luo as abi_luo
+from abi.boot import CMD_LINE_PTR_OFFSET
 from abi.kexec_metadata import (
     KHO_KEXEC_METADATA_VERSION,
     KHO_METADATA_NODE_NAME,
@@ -28,10 +31,25 @@ from inspector.kernel.errno import KernelErrno
 from inspector.kernel.pages import restore_vmalloc, take_folios
 from inspector.kernel.view import Absent, PageFault
 from inspector.memory.base import U64Array
-from inspector.text import c_string
+from inspector.text import c_string, path_component
 
 #: Folio content that is summed at a time, bytes.
 _PIECE = 1 << 20
+_RESERVE_MEM = re.compile(
+    rb"(?:^| )reserve_mem=(0x[0-9a-fA-F]+|[1-9][0-9]*[KMGkmg]?):"
+    rb"(0x[0-9a-fA-F]+|[1-9][0-9]*[KMGkmg]?):([^ :]+)"
+)
+_CLIENTS = frozenset(
+    name.encode()
+    for name in (
+        memblock.MEMBLOCK_NODE_NAME,
+        KHO_METADATA_NODE_NAME,
+        abi_test.KHO_TEST_NODE_NAME,
+        abi_luo.LUO_KHO_ENTRY_NAME,
+    )
+)
+#: Blobs that nobody asks for, told one by one.
+_MOST_BLOBS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,7 @@ def read_tree(boot: Booting, blob: Blob) -> libfdt.Node:
 def revive(boot: Booting, wanted: Sequence[ReserveMem] | None) -> Clients:
     """Run the small clients. ``wanted`` None: the command line asks for what was handed over."""
     found = Clients({})
+    _nobody_asks(boot)
     for name, client in (
         (memblock.MEMBLOCK_NODE_NAME, lambda b: _reserve_mem(boot, found, b, wanted)),
         (KHO_METADATA_NODE_NAME, lambda b: _metadata(boot, found, b)),
@@ -118,7 +137,22 @@ def _run(boot: Booting, name: str, client: object) -> None:
             address=fault.address,
         )  # fmt: skip
     except (fdt.FdtError, KernelErrno) as error:
-        boot.reasons.add(Outcome.STATE_LOST, f"{name} is lost: {error}", path=path)
+        if name == KHO_METADATA_NODE_NAME:
+            boot.notes.append(f"kexec-metadata is ignored: {error}")
+        else:
+            boot.reasons.add(Outcome.STATE_LOST, f"{name} is lost: {error}", path=path)
+
+
+def _nobody_asks(boot: Booting) -> None:
+    """Blobs whose name no client of any kernel looks up."""
+    assert boot.tree is not None
+    for node in boot.tree.children[:_MOST_BLOBS]:
+        if node.name.partition(b"@")[0] not in _CLIENTS:
+            name = path_component(node.name)
+            boot.reasons.add(
+                Outcome.STATE_LOST, "nobody asks for a blob of this name", path=f"/{name}",
+                address=boot.root,
+            )  # fmt: skip
 
 
 # -- reserve_mem --------------------------------------------------------------------------------
@@ -131,9 +165,16 @@ def _reserve_mem(
     if memblock.MEMBLOCK_COMPATIBLE.encode() not in root.compatible:
         _lost_region(boot, blob.path, "the blob does not say memblock-v1", blob.address)
         return
-    names = [c_string(n.name).decode("utf-8", "backslashreplace") for n in root.children]
-    asked = {r.name: r for r in wanted} if wanted is not None else None
-    for name, node in zip(names, root.children, strict=True):
+    nodes = root.children
+    # A name without a unit finds a node that has one.
+    names = [n.name.partition(b"@")[0].decode("utf-8", "backslashreplace") for n in nodes]
+    own = asked_for(boot) if wanted is None else None
+    asked = {r.name: r for r in wanted or own or ()} if wanted is not None or own else None
+    found_names: set[str] = set()
+    for name, node in zip(names, nodes, strict=True):
+        if name in found_names:
+            continue  # the first of a name is the one that is found
+        found_names.add(name)
         path = f"{blob.path}/{name}"
         start, size = node.get(memblock.PROP_START.encode()), node.get(memblock.PROP_SIZE.encode())
         usable = start is not None and size is not None and len(start) == len(size) == 8
@@ -142,6 +183,13 @@ def _reserve_mem(
             continue
         at, length = fdt.native_u64(start or b""), fdt.native_u64(size or b"")
         if asked is not None:
+            if name not in asked and own:
+                boot.reasons.add(
+                    Outcome.STATE_LOST,
+                    "the command line does not ask for this region: its memory stays reserved",
+                    path=path, address=blob.address,
+                )  # fmt: skip
+                continue
             if name not in asked:
                 boot.notes.append(f"region {name} is not asked for: its memory stays reserved")
                 continue
@@ -159,8 +207,39 @@ def _reserve_mem(
             )  # fmt: skip
         found.reserve_mem[name] = (at, length)
     for name in asked or ():
-        if name not in names:
+        if name not in names and own:
+            boot.reasons.add(
+                Outcome.TAKEN_OVER_WITH_WARNINGS,
+                f"the command line asks for region {name!r}, which was not handed over: a fresh"
+                " one is made",
+                path=blob.path, address=blob.address, dmesg="has no child",
+            )  # fmt: skip
+        elif name not in names:
             boot.notes.append(f"region {name} was not handed over: a fresh one is made")
+
+
+def asked_for(boot: Booting) -> tuple[ReserveMem, ...]:
+    """The regions that the new kernel's command line asks for, if the image holds that line."""
+    if boot.handover is None or boot.handover.parent is None:
+        return ()
+    try:
+        raw = boot.view.read(boot.handover.parent + CMD_LINE_PTR_OFFSET, 4)
+        pointer = int.from_bytes(raw, "little")
+        # It may end anywhere in its page.
+        line = c_string(boot.view.read(pointer, min(2048, -pointer % boot.view.page_size or 2048)))
+    except (Absent, PageFault):
+        return ()
+    found = []
+    for size, align, name in _RESERVE_MEM.findall(line):
+        text = name.decode("ascii", "backslashreplace")
+        found.append(ReserveMem(text, _memparse(size), max(_memparse(align), 4096)))
+    return tuple(found)
+
+
+def _memparse(text: bytes) -> int:
+    unit = b"KMGTPE".find(text[-1:].upper()) + 1 if text[-1:].isalpha() else 0
+    digits = text[:-1] if unit else text
+    return int(digits, 0) << 10 * unit
 
 
 def _covered(boot: Booting, at: int, length: int) -> bool:
@@ -184,13 +263,15 @@ def _lost_region(boot: Booting, path: str, why: str, address: int) -> None:
 
 def _metadata(boot: Booting, found: Clients, blob: Blob) -> None:
     size = blob.size or 0
-    if size < 4:
-        boot.notes.append(f"kexec-metadata of {size} bytes is ignored")
-        return
-    version = int.from_bytes(boot.view.read(blob.address, 4), "little")
+    version = int.from_bytes(boot.view.read(blob.address, 4), "little") if size >= 4 else None
     if version != KHO_KEXEC_METADATA_VERSION or size < kho_kexec_metadata.size:
-        what = f"version {version}" if version != KHO_KEXEC_METADATA_VERSION else f"{size} bytes"
-        boot.notes.append(f"kexec-metadata of {what} is ignored, with a warning")
+        known = version in (None, KHO_KEXEC_METADATA_VERSION)
+        boot.reasons.add(
+            Outcome.TAKEN_OVER_WITH_WARNINGS,
+            f"kexec-metadata of {f'{size} bytes' if known else f'version {version}'} is ignored",
+            path=blob.path, address=blob.address,
+            dmesg="kexec-metadata is too short" if known else "kexec-metadata version",
+        )  # fmt: skip
         return
     values = kho_kexec_metadata.unpack(boot.view.read(blob.address, kho_kexec_metadata.size))
     found.previous_release = c_string(values["previous_release"]).decode("utf-8", "replace")

@@ -158,7 +158,7 @@ TABLE = {
     "file-cycle": Outcome.LUO_UNUSABLE,
     "file-token-duplicate": Outcome.STATE_LOST,
     "vmalloc-entry-unaligned": Outcome.TAKEN_OVER,
-    "metadata-version": Outcome.TAKEN_OVER,
+    "metadata-version": Outcome.TAKEN_OVER_WITH_WARNINGS,
     "memfd-flags": Outcome.TAKEN_OVER,
     "map-key-too-wide": Outcome.TAKEN_OVER,
     "scratch-beyond-memory": Outcome.TAKEN_OVER,

@@ -12,6 +12,9 @@ from abi.registry import Generation
 from abi.schema import Scalar, Struct, array, bits, u8, u16, u32, u64
 from abi.vmalloc import kho_vmalloc
 
+#: The FLB and the file handler.
+FLB_STRING = "hugetlb-v1"
+FILE_STRING = "huge-memfd-v1"
 #: Page sizes (hstates) that fit in the FLB.
 HUGETLB_SER_MAX_HSTATES = 4
 
@@ -87,6 +90,7 @@ GENERATIONS: tuple[Generation, ...] = (
         layer="hugetlb",
         id="hugetlb-early",
         strings=("hugetlb",),
+        handlers=(),
         layouts={
             "hugetlb_folio_ser": hugetlb_folio_ser,
             "hugetlb_hstate_ser": hugetlb_hstate_ser_early,
@@ -97,12 +101,13 @@ GENERATIONS: tuple[Generation, ...] = (
         date="2025-11",
         constants={"HUGETLB_SER_MAX_HSTATES": HUGETLB_SER_MAX_HSTATES},
         census=("hugetlb-early",),
-        notes="Not packed, no version.",
+        notes="Not packed, no version. How files looked is not known, but for their folio entries.",
     ),
     Generation(
         layer="hugetlb",
         id="hugetlb-v1",
-        strings=("hugetlb-v1", "huge-memfd-v1"),
+        strings=(FLB_STRING, FILE_STRING),
+        handlers=(FILE_STRING,),
         layouts={
             "hugetlb_hstate_ser": hugetlb_hstate_ser,
             "hugetlb_ser": hugetlb_ser,

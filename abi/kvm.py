@@ -113,6 +113,7 @@ GENERATIONS: tuple[Generation, ...] = (
         layer="kvm",
         id="kvm-caretaker",
         strings=(VM_STRING, VCPU_STRING),
+        handlers=(VM_STRING, VCPU_STRING),
         layouts={
             "kvm_luo_ser": kvm_luo_ser_folios,
             "kvm_kho_folios_ser": kvm_kho_folios_ser,

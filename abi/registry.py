@@ -58,8 +58,9 @@ class Generation:
 
     ``strings`` are the compatible strings (or names) an image carries for it, ``layouts``
     the structs by C name, ``constants`` numbers by name (a mapping if the value depends
-    on the page size). ``kernels`` are the releases that write it; empty for development
-    forms. ``census`` are the ids of the measured layout census that it covers.
+    on the page size). ``handlers`` are the strings of the file handlers that a kernel with it
+    registers; None: the first of ``strings``. ``kernels`` are the releases that write it; empty
+    for development forms. ``census`` are the ids of the measured layout census that it covers.
     """
 
     layer: str
@@ -68,6 +69,7 @@ class Generation:
     layouts: Mapping[str, Layout]
     provenance: str
     source: Source = Source.COMPILED
+    handlers: tuple[str, ...] | None = None
     kernels: tuple[str, ...] = ()
     date: str = ""
     constants: Mapping[str, int | Mapping[int, int]] = field(default_factory=dict)
@@ -78,6 +80,11 @@ class Generation:
     def released(self) -> bool:
         """Whether a released kernel writes it."""
         return bool(self.kernels)
+
+    @property
+    def file_strings(self) -> tuple[str, ...]:
+        """Strings of the file handlers that a kernel with this form registers."""
+        return self.strings[:1] if self.handlers is None else self.handlers
 
     @property
     def measured(self) -> bool:

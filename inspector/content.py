@@ -9,8 +9,8 @@ from inspector.image import Image
 from inspector.memory.base import PageState
 from inspector.text import plural, size_text
 from inspector.tree import Node
+from inspector.walk.folio_file import FolioFile, Piece, content
 from inspector.walk.luo import File
-from inspector.walk.memfd import Memfd, Piece, content
 
 _PIECE = 1 << 20
 #: A file may claim any size; a hole at its end is not written out beyond this.
@@ -23,7 +23,7 @@ def read(image: Image, node: Node, *, fill_missing: bool = False) -> Iterator[by
     Raises IncompleteError, before anything is handed out, if frames are not in the image
     (unless ``fill_missing``), UsageError if the object has no bytes of its own.
     """
-    if isinstance(node.object, File) and isinstance(node.object.state, Memfd):
+    if isinstance(node.object, File) and isinstance(node.object.state, FolioFile):
         yield from _file(image, node.object.state, fill_missing)
         return
     if isinstance(node.object, File) and node.object.state is None:
@@ -38,36 +38,35 @@ def read(image: Image, node: Node, *, fill_missing: bool = False) -> Iterator[by
     yield from _range(image, node.address, node.size, fill_missing)
 
 
-def _file(image: Image, memfd: Memfd, fill_missing: bool) -> Iterator[bytes]:
-    if memfd.size > MAX_HOLE:
-        raise IncompleteError(f"{memfd.path} claims {size_text(memfd.size)}: not written out")
+def _file(image: Image, file: FolioFile, fill_missing: bool) -> Iterator[bytes]:
+    if file.size > MAX_HOLE:
+        raise IncompleteError(f"{file.path} claims {size_text(file.size)}: not written out")
     if not fill_missing:
-        if not memfd.folios.complete:
+        if not file.folios.complete:
             raise IncompleteError(
-                f"{memfd.path}: {len(memfd.folios.pfn)} of {memfd.nr_folios} folio entries can"
+                f"{file.path}: {len(file.folios.pfn)} of {file.nr_folios} folio entries can"
                 " be read; --fill-missing writes zeros for the rest"
             )
-        missing = [p.missing for p in content_map(image, memfd) if p.missing is not None]
+        missing = [p.missing for p in content_map(image, file) if p.missing is not None]
         if missing:
-            raise _missing(memfd.path, missing)
-    for piece in content(image.survey, memfd):
+            raise _missing(file.path, missing)
+    for piece in content(image.survey, file):
         if piece.data is not None:
             yield bytes(piece.data)
         else:
             yield from _zeros(piece.size)
 
 
-def content_map(image: Image, memfd: Memfd) -> Iterator[Piece]:
+def content_map(image: Image, file: FolioFile) -> Iterator[Piece]:
     """Where the content lies and what of it is missing, without reading it."""
     import numpy as np
 
-    page = memfd.page_size
-    used = memfd.folios.pfn != 0
-    starts, sizes = memfd.addresses[used], memfd.sizes[used]
-    offsets = memfd.folios.index[used] * np.uint64(page)
-    inside = offsets < np.uint64(memfd.size)
+    page = file.page_size
+    used = file.used
+    starts, sizes, offsets = file.addresses[used], file.sizes[used], file.offsets[used]
+    inside = offsets < np.uint64(file.size)
     starts, sizes, offsets = starts[inside], sizes[inside], offsets[inside]
-    sizes = np.minimum(sizes, np.uint64(memfd.size) - offsets)
+    sizes = np.minimum(sizes, np.uint64(file.size) - offsets)
     states = image.memory.states(starts, page) if len(starts) else np.empty(0, np.uint8)
     for i in np.flatnonzero((states != PageState.PRESENT) | (sizes > page)):
         start, size = int(starts[i]), int(sizes[i])

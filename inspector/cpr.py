@@ -255,8 +255,8 @@ def _equal_ids(devices: tuple[DeviceMatch, ...], image: Image) -> Iterator[Guess
 
 def _equal_sizes(state: CprEarlyState, image: Image) -> Iterator[Guess]:
     sizes: dict[int, list[str]] = {}
-    for path, memfd in image.memfds():
-        sizes.setdefault(memfd.size, []).append(path)
+    for path, file in image.folio_files():
+        sizes.setdefault(file.size, []).append(path)
     for block in state.memory:
         paths = sizes.get(block.length, [])
         if len(paths) == 1:

@@ -310,12 +310,6 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
         image.lost += image.luo.lost
     if image.luo is not None:
         files.decode_states(image, overrides)
-        undecoded = any(f.data and f.state is None for _, f in image.luo.files())
-        if undecoded or any(flb.data for flb in image.luo.flbs):
-            # Imported where there is such state: most images have none.
-            from inspector.passthrough.decode import decode_passthrough
-
-            decode_passthrough(image, overrides)
 
 
 def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) -> Verdict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from inspector.locate import Candidate as RootCandidate
 from inspector.memory.base import PageState, PhysicalMemory
 from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap, walk_map
+
+if TYPE_CHECKING:
+    from inspector.image import Image
 
 #: A trial walk that breaks this many rules is over.
 TRIAL_LIMIT = 64
@@ -107,6 +110,28 @@ def by_string(layer: str, string: bytes, override: Generation | None = None) -> 
         ],
         override,
     )
+
+
+def note(image: Image, layer: str, verdict: Verdict) -> None:
+    """Keep the verdict on a layer with the image; say so where it is a tie or nothing fits."""
+    image.verdicts.setdefault(layer, verdict)
+    findings = image.survey.findings
+    if verdict.tied:
+        assert verdict.generation is not None
+        others = ", ".join(g.id for g in verdict.tied)
+        findings.info(
+            "KHO-GEN-001",
+            f"{layer}: the bytes fit {verdict.generation.id} and {others} equally well",
+            path="/LUO",
+        )
+    best = verdict.candidates[0] if verdict.candidates else None
+    if best is not None and best.violations and verdict.how != "override":
+        findings.warning(
+            "KHO-GEN-002",
+            f"{layer}: no known layout fits; {best.generation.id} does best,"
+            f" but: {'; '.join(best.violations[:3])}",
+            path="/LUO",
+        )
 
 
 # -- KHO: the root, the map and the page size -----------------------------------------------

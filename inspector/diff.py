@@ -21,7 +21,7 @@ from inspector.document import document
 from inspector.image import Image, Moment
 from inspector.memory.base import U64Array
 from inspector.text import plural, size_text
-from inspector.walk.memfd import Memfd, content
+from inspector.walk.folio_file import FolioFile, content
 from inspector.walk.preserved import PreservedMap
 
 
@@ -278,11 +278,11 @@ def _order_of(preserved: PreservedMap, at: U64Array) -> tuple[Any, Any]:
     return preserved.orders_at(at)
 
 
-def _files(image: Image) -> dict[str, Memfd]:
-    return {path: memfd for path, memfd in image.memfds() if isinstance(memfd, Memfd)}
+def _files(image: Image) -> dict[str, FolioFile]:
+    return dict(image.folio_files())
 
 
-def _folios(found: Diff, path: str, one: Memfd, other: Memfd) -> None:
+def _folios(found: Diff, path: str, one: FolioFile, other: FolioFile) -> None:
     """Folios of one file: moved, added, removed; runs of neighbours are one change."""
     a, b = one.folios, other.folios
     if len(a.pfn) == len(b.pfn) and (a.pfn == b.pfn).all() and (a.index == b.index).all():
@@ -312,11 +312,13 @@ def _folios(found: Diff, path: str, one: Memfd, other: Memfd) -> None:
         found.add(Change(Kind.ADDED, path, f"{len(come)} folios", None, hex(int(come[0]))))
 
 
-def _contents(found: Diff, path: str, one: tuple[Image, Memfd], other: tuple[Image, Memfd]) -> None:
+def _contents(
+    found: Diff, path: str, one: tuple[Image, FolioFile], other: tuple[Image, FolioFile]
+) -> None:
     """The first byte at which two files differ."""
     if one[1].size != other[1].size:
         return
-    left, right = (content(image.survey, memfd) for image, memfd in (one, other))
+    left, right = (content(image.survey, file) for image, file in (one, other))
     buffers = [b"", b""]
     at = 0
     sources = [left, right]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from inspector import views
 from inspector.findings import Finding
 from inspector.image import Image
 from inspector.text import name_text
@@ -98,20 +99,21 @@ def _encoders(image: Image) -> Iterator[tuple[type, Callable[[Any], dict[str, An
     yield Session, session
     yield File, file
     yield Flb, flb
-    if _has_flb_state(image):
+    if _is_passed_through(image):
         from inspector.passthrough import view
         from inspector.walk.iommu import IommuObject
 
         yield IommuObject, view.iommu_object
 
 
-def _has_flb_state(image: Image) -> bool:
-    return image.luo is not None and any(f.state is not None for f in image.luo.flbs)
+def _is_passed_through(image: Image) -> bool:
+    flbs = image.luo.flbs if image.luo is not None else ()
+    return any(views.name(flb.state) == views.PASSTHROUGH for flb in flbs)
 
 
 def _passed_through(image: Image) -> dict[str, Any]:
     # Imported where there is such state: most images have none, and it takes its time.
-    if not _has_flb_state(image):
+    if not _is_passed_through(image):
         return {"iommu": None, "pci": None}
     from inspector.passthrough import view
 
@@ -189,13 +191,16 @@ def file(one: File) -> dict[str, Any]:
         "memfd": None,
         "iommufd": None,
         "vfio_pci": None,
+        "guest_memfd": None,
+        "huge_memfd": None,
+        "kvm_vm": None,
+        "kvm_vcpu": None,
+        "tmpfs_mount": None,
     }
     if isinstance(one.state, Memfd):
         entry["memfd"] = memfd(one.state)
     elif one.state is not None:
-        from inspector.passthrough import view
-
-        entry |= view.file_state(one.state)
+        entry |= views.of(one.state).file_state(one.state)
     return entry
 
 
@@ -214,13 +219,17 @@ def memfd(state: Memfd) -> dict[str, Any]:
 
 
 def flb(one: Flb) -> dict[str, Any]:
-    """An FLB entry."""
-    return {
+    """An FLB entry; the state of IOMMU and PCI has keys of its own at the top."""
+    entry: dict[str, Any] = {
         "name": name_text(one.name),
         "address": hex(one.address),
         "data": hex(one.data),
         "count": one.count,
+        "hugetlb": None,
     }
+    if one.state is not None:
+        entry |= views.of(one.state).flb_state(one.state)
+    return entry
 
 
 def finding(one: Finding) -> dict[str, Any]:

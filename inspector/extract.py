@@ -26,10 +26,9 @@ from inspector.memory.elfcore import write_core
 from inspector.memory.sparse import SparseMemory
 from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
 from inspector.survey import Claim
-from inspector.walk.memfd import Memfd
 
 #: Kinds of claims that hold what user space or drivers put there.
-CONTENT = frozenset({"folio", "reserve-mem", "dma-memory"})
+CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
 
 
 class ExtractError(KhoError):
@@ -104,9 +103,7 @@ def _notes(image: Image) -> dict[str, str]:
 def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Claim], int]:
     """The claims to keep, and the bytes of the others."""
     large = {
-        path
-        for path, memfd in image.memfds()
-        if isinstance(memfd, Memfd) and max_file is not None and memfd.size > max_file
+        path for path, file in image.folio_files() if max_file is not None and file.size > max_file
     }
     claim_tables(image)
     kept: list[Claim] = []

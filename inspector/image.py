@@ -122,13 +122,22 @@ class Image:
 
         return tree.find(self, path)
 
+    def folio_files(self) -> Iterator[tuple[str, Any]]:
+        """(path, :class:`inspector.walk.folio_file.FolioFile`) of every file that has content."""
+        from inspector.walk.folio_file import FolioFile
+
+        return self._files_with(FolioFile)
+
     def memfds(self) -> Iterator[tuple[str, Any]]:
-        """(path, :class:`inspector.walk.memfd.Memfd`) of every memory file."""
+        """(path, :class:`inspector.walk.memfd.Memfd`) of every plain memory file."""
         from inspector.walk.memfd import Memfd
 
+        return self._files_with(Memfd)
+
+    def _files_with(self, kind: type) -> Iterator[tuple[str, Any]]:
         if self.luo is not None:
             for _, file in self.luo.files():
-                if isinstance(file.state, Memfd):
+                if isinstance(file.state, kind):
                     yield file.path, file.state
 
     def close(self) -> None:

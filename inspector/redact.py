@@ -20,7 +20,7 @@ from inspector.walk.fdt import try_tree
 _WHOLE = frozenset(
     {"map-node", "vmalloc-chunk", "vmalloc-data", "page-table", "device-table", "device-tree"}
 )
-_CONTENT = frozenset({"folio", "reserve-mem", "dma-memory"})
+_CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
 #: Fields that hold a LUO token, by name; hardware tokens (register bases) are none.
 _TOKENS = ("token", "vm_token", "dma_owner_token", "iommufd_token")
 _NOT_TOKENS = frozenset({"iommu_hw_ser"})

@@ -10,7 +10,7 @@ from inspector.document import generations
 from inspector.findings import Severity
 from inspector.image import Image
 from inspector.text import display, name_text, plural, size_text
-from inspector.walk.memfd import Memfd
+from inspector.walk.folio_file import FolioFile
 
 
 def summarise(image: Image) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def summarise(image: Image) -> dict[str, Any]:
         "files": None if luo is None else {name_text(k): v for k, v in handlers.items()},
         "file_bytes": None
         if luo is None
-        else sum(f.state.size for _, f in luo.files() if isinstance(f.state, Memfd)),
+        else sum(f.state.size for _, f in luo.files() if isinstance(f.state, FolioFile)),
         "lost": image.lost,
         "findings": {s.name.lower(): severities.get(s, 0) for s in Severity},
     }

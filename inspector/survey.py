@@ -39,7 +39,7 @@ class Claim:
 
     ``kind`` is what they are used for: ``root``, ``blob``, ``map-node``, ``scratch``,
     ``session-block``, ``file-block``, ``flb``, ``vmalloc-chunk``, ``vmalloc-data``,
-    ``folio``, ``struct``, ``reserve-mem``, ``page-table``, ``array-page``, ...
+    ``folio``, ``struct``, ``guest-state``, ``reserve-mem``, ``page-table``, ``array-page``, ...
     """
 
     kind: str
@@ -63,6 +63,14 @@ class Survey:
     nodes: dict[int, str] = field(default_factory=dict)
     #: How many list nodes of any kind one image may have.
     max_nodes: int = 1 << 20
+    _present: int | None = None
+
+    @property
+    def present(self) -> int:
+        """Bytes of memory that the image holds."""
+        if self._present is None:
+            self._present = sum(r.size for r in self.memory.regions if r.state is _PRESENT)
+        return self._present
 
     # -- reading ---------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abi.errors import UsageError
+from inspector import views
 from inspector.image import Image, MapState
 from inspector.text import display, parse_integer, path_component, plural, size_text
 from inspector.walk.luo import File, Flb, Session
@@ -20,8 +21,6 @@ from inspector.walk.memfd import Memfd
 
 #: (label, value) pairs, in order.
 Facts = list[tuple[str, str]]
-#: Makes the parts of an object when they are asked for.
-Parts = Callable[[], Iterator["Node"]]
 
 
 @dataclass(slots=True)
@@ -227,19 +226,12 @@ def file_node(file: File) -> Node:
     if isinstance(file.state, Memfd):
         facts += _memfd_facts(file.state)
     elif file.state is not None:
-        more, children = _details(file.state)
+        more, children = views.of(file.state).details(file.state)
         facts += more
     else:
         facts.append(("state", "not decoded"))
     name = file.path.rpartition("/")[2]
     return Node(name, name, facts, file.address, 64, file, children)
-
-
-def _details(state: Any) -> tuple[Facts, Parts]:
-    # Imported where there is such state: most images have none, and it takes its time.
-    from inspector.passthrough import view
-
-    return view.details(state)
 
 
 def _memfd_facts(memfd: Memfd) -> list[tuple[str, str]]:
@@ -269,7 +261,7 @@ def flb_node(flb: Flb) -> Node:
     facts = [("data", f"{flb.data:#x}"), ("users", str(flb.count))]
     children: Callable[[], Iterator[Node]] = lambda: iter(())  # noqa: E731
     if flb.state is not None:
-        more, children = _details(flb.state)
+        more, children = views.of(flb.state).details(flb.state)
         facts += more
     return Node(
         flb.path.rpartition("/")[2], display(flb.name), facts, flb.address, 64, flb, children

@@ -235,7 +235,7 @@ def _has_kho_test(image: Any) -> bool:
 
 
 def _content_sum(image: Any, memfd: Any) -> str | None:
-    from inspector.walk.memfd import content
+    from inspector.walk.folio_file import content
 
     if memfd.size > _MAX_CONTENT:
         return None

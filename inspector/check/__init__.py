@@ -18,7 +18,7 @@ from inspector.findings import Finding, Severity
 from inspector.image import Image
 
 #: Modules with rules, in the order in which findings are shown.
-MODULES = ("memory", "root", "map", "luo", "memfd", "passthrough", "tables")
+MODULES = ("memory", "root", "map", "luo", "memfd", "handlers", "passthrough", "tables")
 
 
 @cache

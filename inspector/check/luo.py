@@ -50,7 +50,7 @@ def _flb_pages(context: Context) -> None:
 
 
 def _flb_users(context: Context) -> None:
-    """IOMMU counts iommufd files, PCI vfio files; the count may be higher, never lower."""
+    """IOMMU counts iommufd files, PCI vfio files, HugeTLB huge memfds; never too few."""
     luo = context.image.luo
     if luo is None:
         return
@@ -59,6 +59,7 @@ def _flb_users(context: Context) -> None:
         users = (
             handlers[b"iommufd"] if flb.name.startswith(b"iommu")
             else handlers[b"vfio"] if flb.name.startswith(b"pci")
+            else handlers[b"huge"] if flb.name.startswith(b"hugetlb")
             else sum(handlers.values()) if flb.name.startswith(TEST_FLB)
             else 0
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Memory files."""
+"""Memory files, and what all files of folios have in common."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _orders(context: Context) -> None:
     if image.preserved is None:
         context.undecidable("the preserved-memory map is lost")
         return
-    for path, memfd in image.memfds():
+    for path, memfd in image.folio_files():
         pfn = memfd.folios.pfn
         if not len(pfn) or not len(image.preserved.starts):
             continue

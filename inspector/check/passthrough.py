@@ -55,7 +55,7 @@ def _strays(context: Context) -> None:
     image, state = context.image, _state(context)
     if state is None:
         return
-    if any(not memfd.folios.complete for _, memfd in image.memfds()):
+    if any(not file.folios.complete for _, file in image.folio_files()):
         context.undecidable("folios of a memory file are missing")
         return
     files = MemoryFiles(image)

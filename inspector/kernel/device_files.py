@@ -17,6 +17,7 @@ from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.pci import PciGeneration
 from abi.vfio_pci import VfioPciGeneration
+from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
 from inspector.kernel.devices import Devices
@@ -26,7 +27,6 @@ from inspector.kernel.incoming import FileEntry, FlbEntry, SessionEntry, protect
 from inspector.kernel.pages import release, take_folio
 from inspector.passthrough.detect_iommu import Anchors, detect_iommu
 from inspector.passthrough.detect_pci import detect_pci
-from inspector.passthrough.evidence import Plausibility
 from inspector.survey import Survey
 from inspector.walk.contiguous import MAX_PAGES
 from inspector.walk.iommu import walk_iommu

@@ -34,10 +34,20 @@ from inspector.kernel.errno import KernelErrno
 from inspector.kernel.file_handler import ConstantFlb
 from inspector.kernel.handover import Segments
 from inspector.kernel.hardware import format_bdf
+from inspector.kernel.hugetlb import HugeMemfd, HugeMemfdHandler, HugetlbFlb
+from inspector.kernel.hugetlb import Pool as HugePool
 from inspector.kernel.iommu import IommuFlb
 from inspector.kernel.iommu_drivers import IommuDrivers
 from inspector.kernel.iommufd import Iommufd, IommufdHandler
 from inspector.kernel.kho import Kho
+from inspector.kernel.kvm import (
+    GuestMemfd,
+    GuestMemfdHandler,
+    KvmVcpu,
+    KvmVcpuHandler,
+    KvmVm,
+    KvmVmHandler,
+)
 from inspector.kernel.luo import Luo
 from inspector.kernel.machine import CMA_ALIGNMENT, MAX_ORDERS, Machine, MachineSpec
 from inspector.kernel.memfd import Memfd, MemfdHandler
@@ -45,6 +55,7 @@ from inspector.kernel.pci import PciFlb
 from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.record import has
+from inspector.kernel.tmpfs import TmpfsHandler
 from inspector.kernel.vfio import VfioDevice, VfioHandler
 from inspector.memory.sparse import SparseMemory
 
@@ -121,6 +132,8 @@ class Kernel:
         self.pci: PciFlb | None = None
         self.drivers: IommuDrivers | None = None
         self._iommufds: list[Iommufd] = []
+        pools = machine.spec.huge_pages
+        self.huge_pools = {order: HugePool(order, pages) for order, pages in pools}
         if self.profile.has("kexec-metadata"):
             clients.preserve_metadata(self.kho, self.release, kexecs + 1)
         if kho_test is not None:
@@ -140,12 +153,28 @@ class Kernel:
         self.luo_or_none = luo = Luo(self.kho, generation, number=self.live_updates + 1)
         if self.profile.has("memfd"):
             luo.register(MemfdHandler(self.kho, self.profile["memfd"]))
+        self._start_guests(luo)
         self._start_iommu(luo)
         if test_flbs and generation.flb:
             flbs = tuple(ConstantFlb(i) for i in range(3))
             luo.flbs += flbs
             for handler in luo.handlers:
                 handler.flbs = (*handler.flbs, *flbs)
+
+    def _start_guests(self, luo: Luo) -> None:
+        """Virtual machines, their memory, huge pages and mounts: development trees."""
+        profile = self.profile
+        if profile.has("hugetlb") and profile["hugetlb"].file_strings:
+            flb = HugetlbFlb(self.kho, profile["hugetlb"], self.huge_pools)
+            luo.register(HugeMemfdHandler(self.kho, profile["hugetlb"], flb))
+        if profile.has("tmpfs"):
+            luo.register(TmpfsHandler(self.kho, profile["tmpfs"]))
+        if profile.has("kvm"):
+            luo.register(KvmVmHandler(self.kho, profile["kvm"]))
+            if "kvm_vcpu_ser" in profile["kvm"].layouts:
+                luo.register(KvmVcpuHandler(self.kho, profile["kvm"]))
+        if profile.has("guest-memfd"):
+            luo.register(GuestMemfdHandler(self.kho, profile["guest-memfd"]))
 
     def _start_iommu(self, luo: Luo) -> None:
         """The IOMMU, PCI and VFIO layers of the out-of-tree series."""
@@ -222,6 +251,25 @@ class Kernel:
     def memfd(self, name: str = "memfd", *, huge: bool = False) -> Memfd:
         """A new memory file."""
         return Memfd(self.machine, name, huge=huge)
+
+    def huge_memfd(self, order: int, name: str = "memfd") -> HugeMemfd:
+        """A new memory file of huge pages. Raises ENOENT without a pool of that order."""
+        pool = self.huge_pools.get(order)
+        if pool is None:
+            raise KernelErrno("ENOENT", f"there is no pool of huge pages of order {order}")
+        return HugeMemfd(self.machine, pool, name)
+
+    def kvm_vm(self, type: int = 0) -> KvmVm:
+        """A new virtual machine."""
+        return KvmVm(self.machine, type)
+
+    def kvm_vcpu(self, vm: KvmVm, vcpu_id: int, state: bytes) -> KvmVcpu:
+        """A new vCPU; ``state`` is what its registers are as bytes."""
+        return KvmVcpu(vm, vcpu_id, state)
+
+    def guest_memfd(self, vm: KvmVm, flags: int = 0, name: str = "gmem") -> GuestMemfd:
+        """Memory of a virtual machine."""
+        return GuestMemfd(self.machine, vm, flags, name)
 
     def iommufd(self) -> Iommufd:
         """A newly opened iommufd. Raises EOPNOTSUPP without a machine for it."""

@@ -52,7 +52,8 @@ class MachineSpec:
     ``scratch`` are sizes in bytes, ``low, global, per-node`` as of ``kho_scratch=``; None
     chooses them by the size of memory. ``scratch_areas`` (address, size) replaces the whole
     array. ``firmware`` are areas nobody allocates from. ``seed``, ``fragmentation`` and
-    ``shuffle`` are those of :class:`~inspector.kernel.allocator.PageAllocator`.
+    ``shuffle`` are those of :class:`~inspector.kernel.allocator.PageAllocator`. ``huge_pages``
+    are the pools of huge pages, (order, pages).
     """
 
     ram: tuple[Ram, ...]
@@ -65,6 +66,7 @@ class MachineSpec:
     fragmentation: float = 0.0
     shuffle: bool = False
     hardware: Hardware = field(default_factory=Hardware)
+    huge_pages: tuple[tuple[int, int], ...] = ()
 
     def check(self) -> None:
         """Raises UsageError for a machine that cannot be."""
@@ -87,6 +89,11 @@ class MachineSpec:
             end = area.end
         if end > 1 << 52:
             raise UsageError("RAM ends above 2^52")
+        orders = [order for order, _ in self.huge_pages]
+        if len(set(orders)) < len(orders):
+            raise UsageError("two pools of huge pages have the same size")
+        if any(not 0 < order < 32 for order in orders):
+            raise UsageError("huge pages are larger than a page")
         self.hardware.check()
 
 

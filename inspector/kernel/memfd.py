@@ -18,6 +18,7 @@ from abi import memfd as abi_memfd
 from abi.errors import UsageError
 from abi.registry import Generation
 from abi.schema import Struct, resolve
+from inspector.kernel import folio_array
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.file_handler import FileHandler
 from inspector.kernel.frames import U64Array, frames_of
@@ -297,8 +298,8 @@ class MemfdHandler(FileHandler):
         self.states: dict[int, MemfdState] = {}
 
     def can_preserve(self, file: Any) -> bool:
-        """Memory files only."""
-        return isinstance(file, Memfd)
+        """Plain memory files only."""
+        return type(file) is Memfd
 
     def preserve(self, file: Memfd, session: Session, token: int) -> int:
         """Pin and preserve all folios. Raises EFBIG, EOPNOTSUPP (seals), ENOMEM, EINVAL."""
@@ -308,23 +309,12 @@ class MemfdHandler(FileHandler):
             raise KernelErrno("EOPNOTSUPP", f"{file.name} has unknown seals {file.seals:#x}")
         file.populate()
         ser = self.kho.alloc_preserve(self.layout.size)
-        done: list[Extent] = []
-        area = None
-        descriptor = VmallocDescriptor()
+        flags = abi_memfd.MEMFD_LUO_FOLIO_DIRTY | abi_memfd.MEMFD_LUO_FOLIO_UPTODATE
         try:
-            for extent in file.extents:
-                self.kho.preserve_folios(extent.frames, extent.order)
-                done.append(extent)
-            if file.extents:
-                array = self._folio_array(file)
-                area = self.kho.vmalloc(array.nbytes)
-                self.kho.vmalloc_write(area, array)
-                descriptor = self.kho.preserve_vmalloc(area)
+            area, descriptor = folio_array.preserve(
+                self.kho, file.extents, folio_array.entries(file.extents, flags)
+            )
         except KernelErrno:
-            if area is not None:
-                self.kho.vfree(area)
-            for extent in reversed(done):
-                self.kho.unpreserve_folios(extent.frames, extent.order)
             self.kho.unpreserve_free(ser)
             raise
         file.frozen = True
@@ -332,18 +322,6 @@ class MemfdHandler(FileHandler):
         self.states[id(file)] = state
         self._write(state)
         return ser
-
-    def _folio_array(self, file: Memfd) -> npt.NDArray[np.uint64]:
-        flags = abi_memfd.MEMFD_LUO_FOLIO_DIRTY | abi_memfd.MEMFD_LUO_FOLIO_UPTODATE
-        parts = []
-        for extent in file.extents:
-            part = np.empty((len(extent.frames), 2), np.uint64)
-            part[:, 0] = extent.frames | np.uint64(flags << 52)
-            part[:, 1] = np.uint64(extent.index) + (
-                np.arange(len(extent.frames), dtype=np.uint64) << np.uint64(extent.order)
-            )
-            parts.append(part)
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _write(self, state: MemfdState) -> None:
         count = len(state.area.frames) if state.area is not None else 0
@@ -375,11 +353,7 @@ class MemfdHandler(FileHandler):
     def unpreserve(self, file: Memfd, data: int) -> None:
         """Undo; the file lives on."""
         state = self.states.pop(id(file))
-        if state.area is not None:
-            self.kho.unpreserve_vmalloc(state.area, state.descriptor)
-            self.kho.vfree(state.area)
-        for extent in reversed(file.extents):
-            self.kho.unpreserve_folios(extent.frames, extent.order)
+        folio_array.unpreserve(self.kho, file.extents, state.area, state.descriptor)
         self.kho.unpreserve_free(state.ser)
         file.frozen = False
 

@@ -69,6 +69,10 @@ SERIES: Mapping[str, Mapping[str, str]] = {
     },
     "vfio-rfc-v1": {"pci": "pci-luo-rfc-2025", "vfio-pci": "vfio-pci-rfc-v1"},
     "vfio-backport": {"vfio-pci": "vfio-pci-v2-iommufd"},
+    "guest-memfd": {"kvm": "kvm-guest-memfd-v1", "guest-memfd": "kvm-guest-memfd-v1"},
+    "kvm-caretaker": {"kvm": "kvm-caretaker", "guest-memfd": "kvm-caretaker"},
+    "hugetlb": {"hugetlb": "hugetlb-v1"},
+    "tmpfs": {"tmpfs": "tmpfs-mnt-v1"},
 }
 
 

@@ -19,7 +19,13 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from abi.errors import UsageError
-from inspector.kernel import scenario_iommu, scenario_machine, scenario_steps, scenario_update
+from inspector.kernel import (
+    scenario_guest,
+    scenario_iommu,
+    scenario_machine,
+    scenario_steps,
+    scenario_update,
+)
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec, Moment
@@ -31,8 +37,8 @@ from inspector.kernel.scenario_file import Document, ScenarioError, Table, unkno
 from inspector.kernel.scenario_steps import Step, World
 from inspector.kernel.scenario_update import Update
 
-#: Importing it adds the file types and steps of the IOMMU series.
-_EXTENSIONS = (scenario_iommu,)
+#: Importing them adds the file types and steps of layers that are in no release.
+_EXTENSIONS = (scenario_guest, scenario_iommu)
 
 __all__ = ["Fault", "Scenario", "ScenarioError", "load", "parse", "shipped"]
 

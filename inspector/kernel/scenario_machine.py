@@ -33,6 +33,7 @@ def read(table: Table, seed: int) -> MachineSpec:
         fragmentation=table.number("fragmentation", 0.0),
         shuffle=table.flag("shuffle"),
         hardware=_hardware(table),
+        huge_pages=tuple(_huge_pages(each, page_size) for each in table.tables("hugetlb")),
     )
     table.done()
     try:
@@ -42,6 +43,16 @@ def read(table: Table, seed: int) -> MachineSpec:
             raise
         raise table.error(None, str(error)) from None
     return spec
+
+
+def _huge_pages(table: Table, page_size: int) -> tuple[int, int]:
+    """(order, pages) of a pool."""
+    size, pages = table.size("size"), table.integer("pages", bits=32)
+    order = (size // page_size).bit_length() - 1
+    if order < 1 or size != page_size << order:
+        raise table.error("size", f"is no power of two above a page of {page_size}")
+    table.done()
+    return order, pages
 
 
 def _ram(table: Table, start: int) -> tuple[Ram, ...]:

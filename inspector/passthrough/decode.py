@@ -19,13 +19,13 @@ from abi.iommufd import IommufdGeneration
 from abi.pci import PciGeneration
 from abi.registry import Generation
 from abi.vfio_pci import VfioPciGeneration
-from inspector.detect import Verdict
+from inspector.detect import note
+from inspector.evidence import Plausibility
 from inspector.findings import Severity
 from inspector.memory.base import U64Array
 from inspector.passthrough import iommu_devices, iommu_state, iommufds, known_devices, vfio_devices
 from inspector.passthrough.detect_iommu import detect_iommu, detect_iommufd, domain_data_readings
 from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci
-from inspector.passthrough.evidence import Plausibility
 from inspector.walk.iommu import IommuState, Objects, walk_iommu
 from inspector.walk.iommufd import walk_iommufd
 from inspector.walk.luo import File, Flb, Session
@@ -42,7 +42,7 @@ _SHOWN: Final = 1024
 _SAMPLE: Final = 512
 
 
-def decode_passthrough(image: Image, overrides: Overrides) -> None:
+def decode(image: Image, overrides: Overrides) -> None:
     """Decode the state of every iommufd and VFIO file and of the IOMMU and PCI FLBs."""
     if image.luo is None:
         return
@@ -60,7 +60,7 @@ def decode_passthrough(image: Image, overrides: Overrides) -> None:
             iommu,
             overrides.get("iommufd"),
         )
-        _note(image, "iommufd", verdict)
+        note(image, "iommufd", verdict)
         for file in iommufds:
             generation = cast("IommufdGeneration | None", verdict.generation)
             if generation is not None:
@@ -90,7 +90,7 @@ def _iommu(image: Image, likely: Plausibility, iommufds: list[File], overrides: 
         verdict = detect_iommu(
             image.survey, likely, _text(flb.name), flb.data, anchors, overrides.get("iommu")
         )
-        _note(image, "iommu", verdict)
+        note(image, "iommu", verdict)
         generation = cast("IommuGeneration | None", verdict.generation)
         if generation is not None:
             flb.state = walk_iommu(image.survey, generation, flb.data, flb.path)
@@ -102,7 +102,7 @@ def _pci(image: Image, likely: Plausibility, overrides: Overrides) -> None:
         verdict = detect_pci(
             image.survey, likely, _text(flb.name), flb.data, expected, overrides.get("pci")
         )
-        _note(image, "pci", verdict)
+        note(image, "pci", verdict)
         generation = cast("PciGeneration | None", verdict.generation)
         if generation is not None:
             flb.state = walk_pci(image.survey, generation, flb.data, flb.path)
@@ -127,7 +127,7 @@ def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides)
             iommu.generation if iommu else None,
             overrides.get("vfio-pci"),
         )
-        _note(image, "vfio-pci", verdict)
+        note(image, "vfio-pci", verdict)
         generation = cast("VfioPciGeneration | None", verdict.generation)
         if generation is not None:
             for _, file in found:
@@ -136,27 +136,6 @@ def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides)
 
 def _iommufd_tokens(session: Session) -> tuple[int, ...]:
     return tuple(f.token for f in session.files if _is(f.compatible, "iommufd"))
-
-
-def _note(image: Image, layer: str, verdict: Verdict) -> None:
-    image.verdicts.setdefault(layer, verdict)
-    findings = image.survey.findings
-    if verdict.tied:
-        assert verdict.generation is not None
-        others = ", ".join(g.id for g in verdict.tied)
-        findings.info(
-            "KHO-GEN-001",
-            f"{layer}: the bytes fit {verdict.generation.id} and {others} equally well",
-            path="/LUO",
-        )
-    best = verdict.candidates[0] if verdict.candidates else None
-    if best is not None and best.violations and verdict.how != "override":
-        findings.warning(
-            "KHO-GEN-002",
-            f"{layer}: no known layout fits; {best.generation.id} does best,"
-            f" but: {'; '.join(best.violations[:3])}",
-            path="/LUO",
-        )
 
 
 # -- joints that do not fit -----------------------------------------------------------------------

@@ -20,9 +20,9 @@ from abi.iommu import DELETED, INCOMING, Counting, Header, IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.registry import Generation
 from inspector.detect import Verdict, decide
+from inspector.evidence import Evidence, Mask, Plausibility, order
 from inspector.findings import Findings
 from inspector.memory.base import U64Array
-from inspector.passthrough.evidence import Evidence, Mask, Plausibility, order
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Objects, walk_iommu
 from inspector.walk.iommufd import Iommufd, walk_iommufd

@@ -19,10 +19,10 @@ from abi.pci import FLB_VERSIONS, ArrayForm, PciGeneration
 from abi.registry import Generation
 from abi.vfio_pci import VfioPciGeneration
 from inspector.detect import Verdict, decide
+from inspector.evidence import Evidence, Plausibility, order
 from inspector.memory.base import PageState
 from inspector.passthrough import Key
 from inspector.passthrough.detect_iommu import trial_survey
-from inspector.passthrough.evidence import Evidence, Plausibility, order
 from inspector.survey import Survey
 from inspector.walk.pci import PciState, walk_pci
 from inspector.walk.vfio_pci import VfioDevice, walk_vfio_pci

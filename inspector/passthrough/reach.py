@@ -49,10 +49,10 @@ class MemoryFiles:
         starts: list[U64Array] = []
         sizes: list[U64Array] = []
         owners: list[npt.NDArray[np.int64]] = []
-        for path, memfd in image.memfds():
-            used = memfd.folios.pfn != 0
-            starts.append(memfd.addresses[used])
-            sizes.append(memfd.sizes[used])
+        for path, file in image.folio_files():
+            used = file.used
+            starts.append(file.addresses[used])
+            sizes.append(file.sizes[used])
             owners.append(np.full(int(used.sum()), len(self.paths)))
             self.paths.append(path)
         empty = np.empty(0, np.uint64)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from inspector import passthrough
+from inspector.views import Details
 from inspector.walk.iommu import Device, Domain, IommuObject, IommuState, Objects, Unit
 from inspector.walk.iommufd import Iommufd
 from inspector.walk.pci import PciState
@@ -146,9 +147,12 @@ def file_state(state: Any) -> dict[str, Any]:
     return {}
 
 
-# -- the tree -------------------------------------------------------------------------------------
+def flb_state(state: Any) -> dict[str, Any]:
+    """Nothing: the state of IOMMU and PCI has keys of its own at the top of the document."""
+    return {}
 
-Details = tuple[list[tuple[str, str]], Callable[[], "Iterator[Node]"]]
+
+# -- the tree -------------------------------------------------------------------------------------
 
 
 def _group(name: str, count: str, children: Callable[[], Iterator[Node]]) -> Node:

@@ -16,7 +16,7 @@ from inspector.check.ownership import Ownership
 from inspector.image import Image
 from inspector.memory.base import U64Array
 from inspector.text import display, size_text
-from inspector.walk.memfd import Memfd
+from inspector.walk.folio_file import FolioFile
 
 WIDTH = 1000.0
 #: Rectangles in one strip: a browser stays quick with this many.
@@ -176,7 +176,7 @@ def session_bars(image: Image) -> list[Bar]:
         return []
     sizes = []
     for session in image.luo.sessions:
-        size = sum(f.state.size for f in session.files if isinstance(f.state, Memfd))
+        size = sum(f.state.size for f in session.files if isinstance(f.state, FolioFile))
         sizes.append((session, size))
     longest = max((size for _, size in sizes), default=0) or 1
     sizes.sort(key=lambda pair: -pair[1])

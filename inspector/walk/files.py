@@ -2,70 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from abi import registry
 from abi.registry import Generation
 from inspector import detect
-from inspector.detect import Verdict
-from inspector.walk.luo import File
 from inspector.walk.memfd import walk_memfd
 
 if TYPE_CHECKING:
     from inspector.image import Image
 
-#: Decoder of a file's state: (image, generation, file) -> state or None.
-Decoder = Callable[["Image", Generation, File], Any]
+Overrides = Mapping[str, Generation]
 
-
-def _memfd(image: Image, generation: Generation, file: File) -> Any:
-    return walk_memfd(image.survey, generation, file.data, file.path, image.preserved)
-
-
-#: Layers whose files are decoded one by one, by their string alone.
-DECODERS: dict[str, Decoder] = {
-    "memfd": _memfd,
+_PASSTHROUGH = "inspector.passthrough.decode"
+_HANDLERS = "inspector.handlers.decode"
+#: Layer -> the module that decodes its files, all of them together, being evidence for each
+#: other. Imported where an image has such state: most images have none, and it takes its time.
+FILE_DECODERS: Mapping[str, str] = {
+    "iommufd": _PASSTHROUGH,
+    "vfio-pci": _PASSTHROUGH,
+    "kvm": _HANDLERS,
+    "guest-memfd": _HANDLERS,
+    "hugetlb": _HANDLERS,
+    "tmpfs": _HANDLERS,
+}
+#: The same for layers whose state is in an FLB.
+FLB_DECODERS: Mapping[str, str] = {
+    "iommu": _PASSTHROUGH,
+    "pci": _PASSTHROUGH,
+    "hugetlb": _HANDLERS,
 }
 
 
-#: Layers whose files are decoded together, each being evidence for the others
-#: (:mod:`inspector.passthrough`).
-JOINT_LAYERS = ("iommufd", "vfio-pci")
-
-
-def _is_joint(string: bytes) -> bool:
+def file_decoder(string: bytes) -> str | None:
+    """The module that decodes the files of a handler string, None if none does."""
     text = string.decode("utf-8", "replace")
-    return any(registry.named(layer, text) for layer in JOINT_LAYERS)
+    for layer, module in FILE_DECODERS.items():
+        if any(text in generation.file_strings for generation in registry.generations(layer)):
+            return module
+    return None
 
 
-def layer_of(string: bytes) -> str | None:
-    """The layer whose handlers use a string."""
-    text = string.decode("utf-8", "replace")
-    return next((layer for layer in DECODERS if registry.named(layer, text)), None)
+def flb_decoder(name: bytes) -> str | None:
+    """The module that decodes the FLB of a name, None if none does."""
+    text = name.decode("utf-8", "replace")
+    for layer, module in FLB_DECODERS.items():
+        if any(text not in (g.handlers or ()) for g in registry.named(layer, text)):
+            return module
+    return None
 
 
-def decode_states(image: Image, overrides: Mapping[str, Generation]) -> None:
+def decode_states(image: Image, overrides: Overrides) -> None:
     """Decode the state of every file and FLB that a decoder knows."""
     assert image.luo is not None
-    chosen: dict[bytes, tuple[str, Verdict] | None] = {}
+    modules: dict[str, None] = {}
+    memfds: dict[bytes, Generation | None] = {}
+    others: set[bytes] = set()
     for _, file in image.luo.files():
-        if file.compatible not in chosen:
-            layer = layer_of(file.compatible)
-            if layer is None:
-                chosen[file.compatible] = None
-                if _is_joint(file.compatible):
-                    continue
-                image.survey.findings.info(
-                    "KHO-LUO-014",
-                    f"no decoder for files of handler {file.compatible!r}",
-                    path=file.path,
-                    address=file.address,
-                )
-                continue
-            verdict = detect.by_string(layer, file.compatible, overrides.get(layer))
-            chosen[file.compatible] = layer, verdict
-            image.verdicts.setdefault(layer, verdict)
-        known = chosen[file.compatible]
-        if known is not None and known[1].generation is not None:
-            file.state = DECODERS[known[0]](image, known[1].generation, file)
+        string = file.compatible
+        if string not in memfds and string not in others:
+            if registry.named("memfd", string.decode("utf-8", "replace")):
+                verdict = detect.by_string("memfd", string, overrides.get("memfd"))
+                memfds[string] = verdict.generation
+                image.verdicts.setdefault("memfd", verdict)
+            else:
+                others.add(string)
+                module = file_decoder(string)
+                if module is not None:
+                    modules[module] = None
+                else:
+                    image.survey.findings.info(
+                        "KHO-LUO-014",
+                        f"no decoder for files of handler {string!r}",
+                        path=file.path,
+                        address=file.address,
+                    )
+        generation = memfds.get(string)
+        if generation is not None:
+            file.state = walk_memfd(image.survey, generation, file.data, file.path, image.preserved)
+    for name in {flb.name for flb in image.luo.flbs if flb.data}:
+        module = flb_decoder(name)
+        if module is not None:
+            modules[module] = None
+    for module in sorted(modules):
+        import_module(module).decode(image, overrides)

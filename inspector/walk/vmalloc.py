@@ -41,12 +41,21 @@ class Vmalloc:
         """Bytes the blocks hold."""
         return len(self.blocks) * (self.page_size << self.order)
 
-    def pages(self) -> U64Array:
-        """Physical addresses of the base pages, in order."""
+    def pages(self, count: int) -> U64Array:
+        """Physical addresses of the first ``count`` base pages, in order."""
         if self.order == 0:
-            return self.blocks
-        within = np.arange(1 << self.order, dtype=np.uint64) * np.uint64(self.page_size)
-        return (self.blocks[:, None] + within[None, :]).ravel()
+            return self.blocks[:count]
+        blocks = self.blocks[: -(-count >> self.order)]
+        within = np.arange(min(1 << self.order, count), dtype=np.uint64)
+        return (blocks[:, None] + within[None, :] * np.uint64(self.page_size)).ravel()[:count]
+
+    def entries(self, survey: Survey, size: int, count: int) -> int:
+        """How many of ``count`` entries of ``size`` bytes there can be.
+
+        No more than the blocks have room for, and none beyond what the image holds at all:
+        blocks may have any order, and be listed any number of times.
+        """
+        return min(count, min(self.size, survey.present) // size)
 
 
 def walk_vmalloc(survey: Survey, descriptor: dict[str, int], path: str) -> Vmalloc:
@@ -133,7 +142,7 @@ def batches(
     count = min(-(-size // page), len(vmalloc.blocks) << vmalloc.order)
     if count <= 0:
         return
-    pages = vmalloc.pages()[:count]
+    pages = vmalloc.pages(count)
     states = survey.memory.states(pages, page)
     buffer = np.empty((BATCH, page), np.uint8)
     at = 0
@@ -175,7 +184,7 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
 
     ``count`` is cut to what the blocks can hold before anything is allocated.
     """
-    held = min(count, vmalloc.size // 16)
+    held = vmalloc.entries(survey, 16, count)
     pfn = np.empty(held, np.uint64)
     flags = np.empty(held, np.uint16)
     index = np.empty(held, np.uint64)
@@ -200,3 +209,19 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
     return FolioColumns(
         pfn[:filled], flags[:filled], index[:filled], position, whole and held == count
     )
+
+
+def word_columns(
+    survey: Survey, vmalloc: Vmalloc, width: int, count: int, path: str
+) -> tuple[U64Array, bool]:
+    """``count`` entries of ``width`` 64-bit words, as rows, and whether all of them are here."""
+    size = 8 * width
+    held = vmalloc.entries(survey, size, count)
+    rows = np.empty((held, width), np.uint64)
+    filled = 0
+    for offset, pages in batches(survey, vmalloc, held * size, path):
+        # Pages hold whole entries: their size and an entry's are powers of two.
+        n = min(pages.size // size, held - offset // size)
+        rows[filled : filled + n] = pages.reshape(-1)[: n * size].view("<u8").reshape(n, width)
+        filled += n
+    return rows[:filled], filled == held == count

@@ -26,7 +26,7 @@ IMAGES = [
     "iommu-vw-small_legacy-handoff",
     "iommu-v3-small_scalable-handoff",
 ]
-SCENARIOS = ["iommu-rfc-v2", "smmuv3", "vfio-rfc-v1"]
+SCENARIOS = ["iommu-rfc-v2", "smmuv3", "vfio-rfc-v1", "guest-memfd", "kvm-caretaker"]
 
 TYPES = {
     "object": lambda v: isinstance(v, dict),

@@ -12,7 +12,7 @@ import pytest
 import kho
 from inspector.document import document
 from inspector.image import Image, MapState, Moment
-from inspector.walk.memfd import read_content
+from inspector.walk.folio_file import read_content
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 CAPTURES = sorted(p.name.removesuffix(".elf.zst") for p in CORPUS.glob("linux-*.elf.zst"))

@@ -16,8 +16,8 @@ from abi.iommu import Header, IommuGeneration
 from inspector import passthrough
 from inspector.check.passthrough import _first_alike
 from inspector.device_tables.cross import _sound, root_table_of
+from inspector.evidence import Plausibility
 from inspector.passthrough.detect_iommu import Anchors, detect_iommu
-from inspector.passthrough.evidence import Plausibility
 from inspector.survey import Survey
 from inspector.walk.iommu import walk_iommu
 

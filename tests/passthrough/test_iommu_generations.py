@@ -14,13 +14,13 @@ from abi import registry
 from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.schema import PAGE_SIZES
+from inspector.evidence import Plausibility
 from inspector.passthrough.detect_iommu import (
     Anchors,
     detect_iommu,
     detect_iommufd,
     domain_data_readings,
 )
-from inspector.passthrough.evidence import Plausibility
 from inspector.survey import Survey
 from inspector.walk.iommu import walk_iommu
 

@@ -14,8 +14,8 @@ from abi import registry
 from abi.pci import ArrayForm, PciGeneration
 from abi.schema import Struct
 from abi.vfio_pci import SavedCapability, VfioPciGeneration, build_saved_capabilities
+from inspector.evidence import Plausibility
 from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci
-from inspector.passthrough.evidence import Plausibility
 from inspector.survey import Survey
 from inspector.walk.pci import walk_pci
 from inspector.walk.vfio_pci import walk_vfio_pci

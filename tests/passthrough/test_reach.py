@@ -129,6 +129,7 @@ def test_shares_are_what_a_page_by_page_count_gives(
             self.folios = Folios(pfns)
             self.addresses = self.folios.pfn * np.uint64(4096)
             self.sizes = np.full(len(pfns), 4096, np.uint64)
+            self.used = self.folios.pfn != 0
 
     taken: set[int] = set()
     own: list[list[int]] = []
@@ -138,7 +139,7 @@ def test_shares_are_what_a_page_by_page_count_gives(
         own.append(mine)
 
     class Fake:
-        def memfds(self) -> Any:
+        def folio_files(self) -> Any:
             return ((str(i), File(p)) for i, p in enumerate(own))
 
     index = reach.MemoryFiles(Fake())  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from inspector.memory.base import PhysicalMemory
 from lab import guest, place
 from lab.build import Kernel
 from lab.expectation import Expectation
-from lab.qemu import Machine, Patience, Stopped
+from lab.qemu import Machine, Patience, Stopped, patience_for
 from lab.report import Report
 
 _BASE_COMMAND_LINE = (
@@ -50,6 +50,7 @@ def boot(
 ) -> Report:
     """Boot ``kernel`` on top of ``image``; about three seconds without KVM.
 
+    ``patience`` None: two minutes, and more where there is much content to sum up.
     Raises LabError or UsageError if it cannot be tried; everything that the kernel does is
     in the report.
     """
@@ -79,7 +80,7 @@ def boot(
             ram,
             ["-bios", f"/proc/self/fd/{rom}"],
             accel=accel,
-            patience=patience,
+            patience=patience or patience_for(min(expected.content, ram.size)),
             pass_fds=[rom],
         ) as machine:
             while not isinstance(event := machine.next_event(), Stopped):

@@ -3,45 +3,52 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from abi.errors import KhoError
 from inspector import image as images
-from inspector.kernel import scenario
+from inspector.kernel.scenario import Fault, Scenario
 from inspector.memory.base import PhysicalMemory
-from inspector.memory.elfcore import write_core
 from lab.expectation import Expectation, as_truth, of_image
 from lab.host import new_file
 
 
-def make(
-    directory: Path, scenario_name: str, faults: Sequence[str], *, seed: int | None = None
-) -> dict[str, str]:
-    """Write one ELF core for each fault, and beside it the truth of the image without it.
+def make(directory: Path, stem: str, base: Scenario, faults: Sequence[str]) -> dict[str, str]:
+    """Write a raw image for each fault, and beside it the truth of the image without it.
 
-    Returns the faults that do not fit the scenario, with the reason.
+    They are called ``STEM-FAULT``. Returns the faults that do not fit the scenario, with the
+    reason.
     """
-    base = scenario.load(scenario_name)
-    with images.open(base.run(seed=seed).memory) as decoded:
+    with images.open(base.run().memory) as decoded:
         whole = of_image(decoded)
     misfits = {}
     for name in faults:
         try:
-            made = replace(base, faults=(*base.faults, scenario.Fault(name))).run(seed=seed)
+            made = replace(base, faults=(*base.faults, Fault(name))).run()
         except KhoError as error:
             misfits[name] = str(error)
             continue
-        stem = f"{Path(scenario_name).name.removesuffix('.toml')}-{name}" + (
-            f"-{seed}" if seed is not None else ""
-        )
-        with new_file(directory / f"{stem}.elf") as path:
-            write_core(str(path), made.memory)
-        with new_file(directory / f"{stem}.truth.json") as path:
-            truth = as_truth(_renamed(whole, made.memory), base.kernel.release)
-            path.write_text(json.dumps(truth, indent=1) + "\n")
+        truth = as_truth(_renamed(whole, made.memory), base.kernel.release)
+        write(directory / f"{stem}-{name}", made.memory, truth)
     return misfits
+
+
+def write(stem: Path, memory: PhysicalMemory, truth: dict[str, Any]) -> None:
+    """Write ``STEM.raw``, a sparse file with all of RAM, and ``STEM.truth.json``.
+
+    What the image does not hold is zero in the file, so that a prediction and a boot see the
+    same bytes wherever a pointer leads. Raises LabError.
+    """
+    with new_file(stem.with_name(f"{stem.name}.raw")) as path, open(path, "wb") as f:
+        for start, view in memory.extents():
+            os.pwrite(f.fileno(), view, start)
+        f.truncate(max(r.end for r in memory.regions))
+    with new_file(stem.with_name(f"{stem.name}.truth.json")) as path:
+        path.write_text(json.dumps(truth, indent=1) + "\n")
 
 
 def _renamed(whole: Expectation, broken: PhysicalMemory) -> Expectation:

@@ -210,7 +210,7 @@ def _make(
     for option in _REQUIRED:
         if f"\n{option}=y\n" not in chosen:
             raise LabError(f"{name} does not offer {option}: no Kexec HandOver in this kernel")
-    make(f"-j{jobs or os.cpu_count() or 1}", "bzImage")
+    make(f"-j{jobs or len(os.sched_getaffinity(0))}", "bzImage")
     release = make("kernelrelease").strip().splitlines()[-1]
     record: dict[str, Any] = {
         "name": name,

@@ -23,6 +23,12 @@ app = typer.Typer(
 Accel = Annotated[str, typer.Option(help="auto, kvm or tcg.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seconds = Annotated[float, typer.Option(help="Give up after so many seconds of wall time.")]
+OptionalSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Give up after so many seconds of wall time; else 120, and more for much content."
+    ),
+]
 Append = Annotated[str, typer.Option(help="More kernel command line.")]
 KernelName = Annotated[
     str, typer.Option("--kernel", "-k", help="A bzImage, or a kernel of the cache: 7.3, 7.3.4.")
@@ -34,10 +40,10 @@ def _print(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
-def _patience(timeout: float) -> Any:
+def _patience(timeout: float | None) -> Any:
     from lab.qemu import Patience
 
-    return Patience(total=timeout)
+    return Patience(total=timeout) if timeout is not None else None
 
 
 def _clean(text: str) -> str:
@@ -147,7 +153,7 @@ def boot(
     poison: Annotated[bool, typer.Option(help="Fill what the image does not hold.")] = False,
     accel: Accel = "auto",
     append: Append = "",
-    timeout: Seconds = 120.0,
+    timeout: OptionalSeconds = None,
     as_json: Json = False,
     log: Annotated[bool, typer.Option(help="Print the kernel's log too.")] = False,
 ) -> None:
@@ -219,6 +225,28 @@ def matrix(
         _print({"schema_version": 1, "pairs": [p.as_json() for p in done]})
 
 
+@app.command("break")
+def break_images(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for images and truth.")],
+    mutations: Annotated[
+        int, typer.Option("--mutations", "-n", min=0, help="Randomly mutated images.")
+    ] = 100,
+    faults: Annotated[
+        bool, typer.Option(help="Each fault of the library that fits, in an image of its own.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of content, tokens and mutations.")] = 1,
+    release: Annotated[str, typer.Option(help="The kernel that writes the images.")] = "7.3",
+) -> None:
+    """Write broken images with their truth, for judge."""
+    from inspector.kernel.profile import profile
+    from lab import mutated
+
+    kernel = profile(f"linux-{release}").name
+    made = mutated.faulty(out, seed, kernel) if faults else 0
+    made += mutated.make(out, seed, mutations, kernel)
+    print(f"{made} images in {out}")
+
+
 @app.command()
 def judge(
     directory: Annotated[Path, typer.Argument(help="Images; a truth file beside one counts.")],
@@ -227,7 +255,7 @@ def judge(
         Path | None, typer.Option(help="JSON lines; images in it already are not run again.")
     ] = None,
     accel: Accel = "auto",
-    timeout: Seconds = 120.0,
+    timeout: OptionalSeconds = None,
     as_json: Json = False,
 ) -> None:
     """Boot every image of a directory and compare with what `kho compat` predicts."""

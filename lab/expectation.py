@@ -60,6 +60,11 @@ class Expectation:
     #: Preserved pages that lie in scratch memory, where early boot may put anything.
     exposed: list[int] = field(default_factory=list)
 
+    @property
+    def content(self) -> int:
+        """Bytes of all files together."""
+        return sum(f.size or 0 for f in self.files)
+
     def of(self, session: bytes) -> list[ExpectedFile]:
         """The files of one session."""
         return [f for f in self.files if f.session == session]

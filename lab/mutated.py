@@ -7,7 +7,6 @@ that a prediction and a boot see the same bytes wherever a pointer leads.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,13 @@ from inspector.fuzz.base import Base, make_base
 from inspector.fuzz.edit import Edit
 from inspector.fuzz.mutate import Mutator
 from inspector.kernel import scenario
+from inspector.kernel.faults import FAULTS
 from inspector.kernel.profile import profile
 from inspector.memory.base import PhysicalMemory
 from inspector.memory.sparse import SparseMemory
+from lab import broken
 from lab.expectation import Expectation, as_truth, of_image
-from lab.host import new_file, os_errors
+from lab.host import new_file
 
 _PAGE = 4096
 
@@ -118,8 +119,12 @@ class _Whole:
     base: Base
 
 
+def _text(name: str, kernel: str, seed: int) -> str:
+    return SCENARIOS[name].format(kernel=kernel, seed=seed)
+
+
 def _whole(name: str, kernel: str, seed: int) -> _Whole:
-    text = SCENARIOS[name].format(kernel=kernel, seed=seed)
+    text = _text(name, kernel, seed)
     made = scenario.parse(text, name).run()
     with images.open(made.memory) as decoded:
         return _Whole(
@@ -185,20 +190,27 @@ def _expected(whole: _Whole, memory: PhysicalMemory) -> Expectation:
 def make(directory: Path, seed: int, count: int, kernel: str = "linux-7.3") -> int:
     """Write ``count`` mutated images, each with its truth; how many were written.
 
-    ``NAME.raw`` is a sparse file of the machine's size, ``NAME.edits.json`` says what was
-    changed. Raises LabError if they cannot be written.
+    ``NAME.edits.json`` says what was changed. Raises LabError if they cannot be written.
     """
     written = 0
     for name, memory, expected, edits in cases(seed, count, kernel):
-        with new_file(directory / f"{name}.raw") as path:
-            write_raw(path, memory)
-        with new_file(directory / f"{name}.truth.json") as path:
-            release = profile(kernel).release
-            path.write_text(json.dumps(as_truth(expected, release), indent=1) + "\n")
+        broken.write(directory / name, memory, as_truth(expected, profile(kernel).release))
         with new_file(directory / f"{name}.edits.json") as path:
             path.write_text(json.dumps([_readable(e) for e in edits], indent=1) + "\n")
         written += 1
     return written
+
+
+def faulty(directory: Path, seed: int, kernel: str = "linux-7.3") -> int:
+    """Write an image for each fault of the library that fits one of the scenarios.
+
+    Returns how many were written.
+    """
+    left = list(FAULTS)
+    for name in SCENARIOS:
+        base = scenario.parse(_text(name, kernel, seed), name)
+        left = list(broken.make(directory, f"{name}-{seed}", base, left))
+    return len(FAULTS) - len(left)
 
 
 def _readable(edit: Edit) -> dict[str, str]:
@@ -207,11 +219,3 @@ def _readable(edit: Edit) -> dict[str, str]:
         "data": (edit.data or b"").hex(),
         "note": edit.note,
     }
-
-
-def write_raw(path: Path, memory: PhysicalMemory) -> None:
-    """All of RAM as a sparse raw image: byte n of the file is address n."""
-    with os_errors(f"write {path}"), open(path, "wb") as f:
-        for start, view in memory.extents():
-            os.pwrite(f.fileno(), view, start)
-        f.truncate(max(r.end for r in memory.regions))

@@ -46,6 +46,11 @@ class Stopped(enum.StrEnum):
     TIMEOUT = "timeout"  # still busy when the time was up
 
 
+#: Bytes that a guest without KVM sums up in a second, on a busy host.
+_SUMMED_PER_SECOND = 1 << 20
+_SECONDS = 120.0
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long silence is borne: seconds of CPU time (so that a busy host does not matter),
@@ -53,7 +58,12 @@ class Patience:
 
     cpu: float = 8.0
     asleep: float = 5.0
-    total: float = 120.0
+    total: float = _SECONDS
+
+
+def patience_for(content: int) -> Patience:
+    """Patience with a guest that has to sum up ``content`` bytes."""
+    return Patience(total=_SECONDS + content / _SUMMED_PER_SECOND)
 
 
 def kvm_works() -> bool:

@@ -96,10 +96,11 @@ def _simulated(kernel: Kernel) -> str:
 
 
 def _broken(kernel: Kernel) -> str:
+    from inspector.kernel import scenario
     from lab import broken, judging
 
     with work_area(cache_directory() / "tmp") as area:
-        misfits = broken.make(area, _SCENARIO, BROKEN)
+        misfits = broken.make(area, _SCENARIO, scenario.load(_SCENARIO), BROKEN)
         if misfits:
             raise Failed(f"faults that cannot be made: {', '.join(misfits)}")
         verdicts = judging.run(area, kernel)

@@ -1,4 +1,4 @@
-"""The expected output of ``kho dump`` for every image of the corpus.
+"""The expected output of ``kho dump`` for every image of the corpus, and for simulated ones.
 
     python corpus/golden.py            # write corpus/golden/
     python corpus/golden.py --check    # name what is not current
@@ -14,11 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
 CORPUS = Path(__file__).parent
 GOLDEN = CORPUS / "golden"
+#: Shipped scenarios with state that no capture has.
+SIMULATED = ("guest-memfd", "kvm-caretaker")
 
 
 def images() -> Iterator[Path]:
@@ -28,26 +31,33 @@ def images() -> Iterator[Path]:
             yield path
 
 
-def text(path: Path) -> str:
+def simulated(name: str) -> Any:
+    """The memory of a scenario's image."""
+    from inspector.kernel import scenario
+
+    return scenario.load(name).run().memory
+
+
+def text(source: Any) -> str:
     """What ``kho dump`` prints where there is no terminal."""
     import kho
     from inspector import tree
     from inspector.cli.common import Printer
 
     out = io.StringIO()
-    with kho.open(path) as image, redirect_stdout(out):
+    with kho.open(source) as image, redirect_stdout(out):
         for line in tree.render(tree.build(image)):
             print(line)
         Printer().notes(image)
     return out.getvalue()
 
 
-def document(path: Path) -> str:
+def document(source: Any) -> str:
     """What ``kho dump --format json`` prints."""
     import kho
     from inspector.cli.common import SCHEMA_VERSION
 
-    with kho.open(path) as image:
+    with kho.open(source) as image:
         whole = {"schema_version": SCHEMA_VERSION, **kho.document(image)}
     return json.dumps(whole, indent=2) + "\n"
 
@@ -67,8 +77,9 @@ def main() -> int:
     """Write or check everything."""
     GOLDEN.mkdir(exist_ok=True)
     stale = []
-    for path in images():
-        name = path.name.removesuffix(".elf.zst")
+    sources = [(path.name.removesuffix(".elf.zst"), path) for path in images()]
+    sources += [(f"simulated-{name}", simulated(name)) for name in SIMULATED]
+    for name, path in sources:
         for kind, made in ((f"{name}.txt", text(path)), (f"{name}.json", document(path))):
             if stored(kind) == made:
                 continue

@@ -27,7 +27,9 @@ from inspector.kernel.profile_file import Target
 from inspector.memory.base import PhysicalMemory
 
 #: Layers whose postings have a matrix of their own.
-LAYERS = ("iommu", "iommufd", "vfio-pci", "pci")
+LAYERS = ("iommu", "iommufd", "vfio-pci", "pci", "kvm")
+#: Those whose state is about devices of a machine.
+_DEVICES = ("iommu", "iommufd", "vfio-pci", "pci")
 #: What those matrices vary the layers of.
 BASE = "linux-7.3+iommu-vw"
 
@@ -285,8 +287,64 @@ hwpt = "{hwpt}"
 """
 
 
+_POOL = """
+[[machine.hugetlb]]
+size = "{size}K"
+pages = 8
+"""
+_HUGE_MEMFD = """
+[[session.file]]
+type = "huge-memfd"
+token = 0x4001
+page = "{size}K"
+size = "{total}K"
+"""
+_VM = """
+[[session.file]]
+type = "kvm-vm"
+id = "machine"
+token = 0x5001
+machine_type = 1
+attributes = [{ gfn = 0x100, frames = 70, value = 8 }]
+folios = [{ count = 2 }]
+"""
+_VCPU = """
+[[session.file]]
+type = "kvm-vcpu"
+token = 0x5101
+vm = "machine"
+caretaker = { state = "running", cpu = 1, telemetry = { total_runs = 5 } }
+"""
+_GUEST_MEMFD = """
+[[session.file]]
+type = "guest-memfd"
+token = 0x5201
+vm = "machine"
+size = "1M"
+"""
+_TMPFS = """
+[[session.file]]
+type = "tmpfs-mount"
+token = 0x6001
+limit = "64M"
+"""
+
+
+def _guests(kernel: KernelProfile, page: int) -> str:
+    """Files of virtual machines, huge pages and mounts, of what the kernel has."""
+    text = ""
+    hugetlb, kvm = kernel.get("hugetlb"), kernel.get("kvm")
+    if hugetlb is not None and hugetlb.file_strings:
+        text += _HUGE_MEMFD.format(size=32 * page, total=96 * page)
+    if kvm is not None:
+        text += _VM
+        text += _VCPU if "kvm_vcpu_ser" in kvm.layouts else ""
+        text += _GUEST_MEMFD if kernel.has("guest-memfd") else ""
+    return text + (_TMPFS if kernel.has("tmpfs") else "")
+
+
 def _scenario(kernel: KernelProfile, page_size: int) -> str:
-    devices, page = any(kernel.has(layer) for layer in LAYERS), page_size >> 10
+    devices, page = any(kernel.has(layer) for layer in _DEVICES), page_size >> 10
     vfio = kernel.get("vfio-pci")
     # The first postings tell devices apart by their BDF alone.
     segments = vfio is None or any(name == "domain" for _, name, *_ in _members(vfio))
@@ -298,7 +356,8 @@ def _scenario(kernel: KernelProfile, page_size: int) -> str:
         architecture="x86_64" if page == 4 else "aarch64",
         page=page,
         order=7 if page == 4 else 4,
-        hardware=_HARDWARE.format(third=third) if devices else "",
+        hardware=(_HARDWARE.format(third=third) if devices else "")
+        + (_POOL.format(size=32 * page) if kernel.has("hugetlb") else ""),
     )
     if not kernel.has("memfd"):
         return text
@@ -311,7 +370,7 @@ def _scenario(kernel: KernelProfile, page_size: int) -> str:
             text += _VFIO.format(token=0x3001 + i, bdf=bdf)
             if getattr(iommufd, "entry", None) is not None and kernel.has("iommu"):
                 text += _ATTACHED.format(hwpt=f"hwpt{1 + i % 2}")
-    return text
+    return text + _guests(kernel, page)
 
 
 def unique(targets: Sequence[Target]) -> list[Target]:

@@ -8,7 +8,7 @@ from typing import Any
 from inspector.findings import Finding, Outcome
 from inspector.kernel.consumer import Result
 from inspector.kernel.incoming import FileEntry, SessionEntry
-from inspector.kernel.memory_file import RestoredMemfd
+from inspector.kernel.memory_file import RestoredFolios, RestoredMemfd
 from inspector.kernel.outcome import Reason
 from inspector.text import display, name_text
 
@@ -141,10 +141,10 @@ def _file(file: FileEntry, digests: bool) -> dict[str, Any]:
             "seals_after_retrieve": f"{file.file.seals_now:#x}",
             "folios": len(file.file.frames),
         }
-        if digests:
-            found["sha256"] = file.file.sha256()
     elif file.file is not None and hasattr(file.file, "document"):
         found |= file.file.document()
+    if digests and isinstance(file.file, RestoredFolios):
+        found["sha256"] = file.file.sha256()
     return found
 
 
@@ -183,9 +183,10 @@ def _text(file: FileEntry, digests: bool) -> str:
         text = f"{memfd.size} bytes in {len(memfd.frames)} folios, position {memfd.pos}"
         if memfd.seals_known:
             text += f", seals {memfd.seals:#x}"
-        if digests:
-            text += f", sha256 {memfd.sha256() or 'unknown: content is not in the image'}"
-        return text
-    if file.file is not None:
-        return str(file.file)
-    return _result(file)
+    elif file.file is not None:
+        text = str(file.file)
+    else:
+        return _result(file)
+    if digests and isinstance(file.file, RestoredFolios):
+        text += f", sha256 {file.file.sha256() or 'unknown: content is not in the image'}"
+    return text

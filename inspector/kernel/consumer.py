@@ -23,7 +23,7 @@ from typing import Any
 
 from abi import fdt
 from inspector.findings import Finding, Findings, Outcome
-from inspector.kernel import device_files, devices, incoming, memory_file, revive
+from inspector.kernel import device_files, devices, guest_files, incoming, memory_file, revive
 from inspector.kernel.boot import INITRD_SIZE, KERNEL_SIZE, Booting, early
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
@@ -199,7 +199,13 @@ class Consumer:
 
     def _free_lists(self, luo: Incoming) -> None:
         for address, _ in luo.pages:
-            release(self.state, address)
+            if not release(self.state, address):
+                self.state.reasons.add(
+                    Outcome.TAKEN_OVER_WITH_WARNINGS,
+                    f"the page {address:#x} of LUO's lists begins no preserved block, or was freed"
+                    " before: it cannot be restored",
+                    path="/LUO", address=address, dmesg="kho_restore_page",
+                )  # fmt: skip
 
     def retrieve_session(self, name: str | bytes) -> Session:
         """A session by name. Raises ENOENT, EINVAL (retrieved before), and what opening raises."""
@@ -246,6 +252,8 @@ class Consumer:
             return device_files.retrieve_iommufd(self.devices, file)
         if self.devices is not None and file.layer == "vfio-pci":
             return device_files.retrieve_vfio(self.devices, session, file)
+        if self.devices is not None and file.layer in guest_files.LAYERS:
+            return guest_files.retrieve(self.devices, session, file)
         raise KernelErrno("EOPNOTSUPP", f"files of handler {file.compatible!r} are not modelled")
 
     def file_error(
@@ -298,12 +306,28 @@ class Consumer:
         return True
 
     def _finish(self, session: SessionEntry, file: FileEntry) -> None:
-        if file.layer == "memfd":
-            memory_file.finish(self.state, file)
+        if file.layer == "memfd" or file.layer in guest_files.LAYERS:
+            self._throw_away(session, file)
+            if self.devices is not None and file.layer == "hugetlb":
+                self.devices.finish_file(file.layer)
         elif self.devices is not None and file.layer in ("iommufd", "vfio-pci"):
             if isinstance(file.file, RestoredIommufd):
                 self.state.freed.add_one(file.data >> self.state.view.page_shift, file.file.order)
             self.devices.finish_file(file.layer)
+
+    def _throw_away(self, session: SessionEntry, file: FileEntry) -> None:
+        """A file that nobody has retrieved goes: its memory is freed."""
+        if file.file is not None or file.error is not None:
+            return
+        try:
+            found = self._retrieve(session, file)
+        except KernelErrno as error:
+            self.state.reasons.add(
+                Outcome.FILE_ERROR, f"discarding the file fails: {error}", path=file.path,
+                address=file.data, errno=error.name,
+            )  # fmt: skip
+            return
+        guest_files.throw_away(self.state, found)
 
 
 def boot(

@@ -41,7 +41,7 @@ _POINTERS = 0xFFFF_8880_0000_0000
 _MAX_TABLES = 1 << 22
 _TEST_FLB = b"liveupdate-test-flb-"
 #: Handler's layer -> layer of the FLB that its files count as users of.
-_FLB_OF = {"iommufd": "iommu", "vfio-pci": "pci"}
+_FLB_OF = {"iommufd": "iommu", "vfio-pci": "pci", "hugetlb": "hugetlb"}
 
 
 class Bug(Exception):
@@ -160,7 +160,7 @@ def _name(boot: Booting, layer: str) -> bytes:
 
 def _sort_flbs(found: Devices, entries: list[FlbEntry]) -> None:
     boot = found.boot
-    ours = {_name(boot, "iommu"), _name(boot, "pci")} - {b""}
+    ours = {_name(boot, layer) for layer in set(_FLB_OF.values())} - {b""}
     for flb in entries:
         if flb.name in ours and flb.name not in found.flbs:
             found.flbs[flb.name] = flb

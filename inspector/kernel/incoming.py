@@ -109,7 +109,7 @@ def handlers(kernel: KernelProfile) -> dict[bytes, str]:
     for layer in FILE_LAYERS:
         generation = kernel.get(layer)
         if generation is not None:
-            for string in generation.strings[:1]:
+            for string in generation.file_strings:
                 found[string.encode()] = layer
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,36 +31,21 @@ _IMPLIED = 0x1E
 _KNOWN_FEATURES = MEMFD_LUO_FEATURE_SEALS | MEMFD_LUO_FEATURE_FOLIOS
 
 
-@dataclass(frozen=True, slots=True)
-class RestoredMemfd:
-    """A memory file after retrieve.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredFolios:
+    """A file of folios after retrieve.
 
     ``frames`` are the first frames of its folios, ``orders`` their orders, ``index`` where they
-    are in the file, in pages. ``seals`` are 0 where the format carries none
-    (``seals_known`` False).
+    are in the file, in pages.
     """
 
     path: str
     token: int
     size: int
-    pos: int
-    seals: int
-    seals_known: bool
     frames: U64Array
     orders: I8Array
     index: U64Array
-    view: View
-
-    @property
-    def seals_now(self) -> int:
-        """The seals that the file has after retrieve, which are not always those it had.
-
-        A format without seals gives F_SEAL_SEAL; F_SEAL_EXEC on a file with the default mode
-        brings shrink, grow, write and future-write along.
-        """
-        if not self.seals_known:
-            return _SEAL_SEAL
-        return self.seals | _IMPLIED if self.seals & _SEAL_EXEC else self.seals
+    view: View = field(repr=False)
 
     @property
     def complete(self) -> bool:
@@ -105,6 +90,29 @@ class RestoredMemfd:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredMemfd(RestoredFolios):
+    """A memory file after retrieve.
+
+    ``seals`` are 0 where the format carries none (``seals_known`` False).
+    """
+
+    pos: int
+    seals: int
+    seals_known: bool
+
+    @property
+    def seals_now(self) -> int:
+        """The seals that the file has after retrieve, which are not always those it had.
+
+        A format without seals gives F_SEAL_SEAL; F_SEAL_EXEC on a file with the default mode
+        brings shrink, grow, write and future-write along.
+        """
+        if not self.seals_known:
+            return _SEAL_SEAL
+        return self.seals | _IMPLIED if self.seals & _SEAL_EXEC else self.seals
+
+
 def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
     for at in range(start, end, _PIECE):
         size = min(_PIECE, end - at)
@@ -118,21 +126,41 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
         protected(boot, entry.path, "struct memfd_luo_ser", entry.data, layout.size)
     values = layout.unpack(boot.view.read(entry.data, layout.size))
     seals = _seals(layout, values)
-    count = values["nr_folios"]
-    frames = index = np.empty(0, np.uint64)
-    orders = np.empty(0, np.int8)
-    if count:
-        area = restore_vmalloc(boot, layout.nested(values, "folios"), entry.path)
-        frames, index = _entries(boot, area, count)
-        free_area(boot, area)
-        orders = take_folios(boot, frames)
-        _check(boot, entry, frames, orders, index)
-    release(boot, entry.data)
+    frames, orders, index = restore_folios(
+        boot, entry, layout.nested(values, "folios"), values["nr_folios"]
+    )
+    if not release(boot, entry.data) and boot.kernel.since("6.18"):
+        boot.reasons.add(
+            Outcome.TAKEN_OVER_WITH_WARNINGS,
+            f"struct memfd_luo_ser at {entry.data:#x} begins no preserved block, or was freed"
+            " with another file: it cannot be restored",
+            path=entry.path, address=entry.data, dmesg="kho_restore_page",
+        )  # fmt: skip
     known = "seals" in values or "word" in values
     return RestoredMemfd(
-        entry.path, entry.token, values["size"], values["pos"], seals, known, frames, orders, index,
-        boot.view,
+        path=entry.path, token=entry.token, size=values["size"], frames=frames, orders=orders,
+        index=index, view=boot.view, pos=values["pos"], seals=seals, seals_known=known,
     )  # fmt: skip
+
+
+def restore_folios(
+    boot: Booting, entry: FileEntry, descriptor: dict[str, int], count: int, *, unit: int = 0
+) -> tuple[U64Array, I8Array, U64Array]:
+    """(first frames, orders, indices in pages) of a file's folios, whose list is freed.
+
+    An index counts ``2 ** unit`` pages. Raises KernelErrno, Absent, PageFault.
+    """
+    if not count:
+        empty = np.empty(0, np.uint64)
+        return empty, np.empty(0, np.int8), empty
+    area = restore_vmalloc(boot, descriptor, entry.path)
+    frames, index = _entries(boot, area, count)
+    if unit:
+        index = np.minimum(index, np.uint64((1 << (64 - unit)) - 1)) << np.uint64(unit)
+    free_area(boot, area)
+    orders = take_folios(boot, frames)
+    _check(boot, entry, frames, orders, index)
+    return frames, orders, index
 
 
 def _seals(layout: Struct, values: dict[str, int]) -> int:
@@ -171,10 +199,10 @@ def _check(
     if len(index) > 1 and not (index[1:] >= index[:-1] + span[:-1]).all():
         twice = _overlap(index[:first], span[:first])
         if twice is not None:
-            _discard(boot, frames, orders)
+            discard(boot, frames, orders)
             raise KernelErrno("EEXIST", f"two folios at index {int(index[twice]):#x}")
     if bad:
-        _discard(boot, frames, orders)
+        discard(boot, frames, orders)
         pa = int(frames[first]) << boot.view.page_shift
         raise KernelErrno("EIO", f"folio {pa:#x} (index {int(index[first]):#x}) is not preserved")
 
@@ -186,21 +214,7 @@ def _overlap(index: U64Array, span: U64Array) -> int | None:
     return int(rank[clash[0] + 1]) if len(clash) else None
 
 
-def _discard(boot: Booting, frames: U64Array, orders: I8Array) -> None:
+def discard(boot: Booting, frames: U64Array, orders: I8Array) -> None:
+    """Free what was restored of folios."""
     for order in np.unique(orders[orders >= 0]).tolist():
         boot.freed.add(frames[orders == order], order)
-
-
-def finish(boot: Booting, entry: FileEntry) -> None:
-    """Finish a file. One that nobody retrieved is thrown away: its memory is freed."""
-    if entry.file is not None or entry.error is not None:
-        return
-    try:
-        found = retrieve(boot, entry)
-    except KernelErrno as error:
-        boot.reasons.add(
-            Outcome.FILE_ERROR, f"discarding the file fails: {error}", path=entry.path,
-            address=entry.data, errno=error.name,
-        )  # fmt: skip
-        return
-    _discard(boot, found.frames, found.orders)

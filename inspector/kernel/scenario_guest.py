@@ -73,11 +73,11 @@ def _vcpu(table: Table) -> FileMaker:
     size, pattern = table.size("state", 4096), table.integer("pattern", None)
     control: dict[str, int] | None = None
     telemetry: dict[str, int] | None = None
+    cpu: int | None = None
     if table.has("caretaker"):
         inner = table.table("caretaker")
         control = {"state": _STATES[inner.choice("state", _STATES, "paused")]}
-        if inner.has("cpu"):
-            control["pcpu_id"] = inner.integer("cpu", bits=32)
+        cpu = inner.integer("cpu", None, bits=32)
         if inner.has("telemetry"):
             told = inner.table("telemetry")
             telemetry = {name: told.integer(name, 0) for name in _TELEMETRY}
@@ -90,6 +90,8 @@ def _vcpu(table: Table) -> FileMaker:
             state = pattern_bytes(chosen, 0, size)
             vcpu = world.kernel.kvm_vcpu(_vm_named(world, session, vm), first + nth, state)
             vcpu.control, vcpu.telemetry = control, telemetry
+            if control is not None and cpu is not None:
+                vcpu.control = {**control, "pcpu_id": cpu + nth}
             _keep(world, session, name, token, vcpu)
 
         return do

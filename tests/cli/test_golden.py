@@ -1,4 +1,4 @@
-"""What users see of every real capture, in text and JSON."""
+"""What users see of every real capture and of some simulated images, in text and JSON."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def test_text(path: Path) -> None:
 def test_json(path: Path) -> None:
     name = path.name.removesuffix(".elf.zst")
     assert golden.document(path) == golden.stored(f"{name}.json"), "run python corpus/golden.py"
+
+
+@pytest.mark.parametrize("name", golden.SIMULATED)
+def test_simulated(name: str) -> None:
+    memory = golden.simulated(name)
+    wanted = golden.stored(f"simulated-{name}.txt"), golden.stored(f"simulated-{name}.json")
+    assert (golden.text(memory), golden.document(memory)) == wanted, "run python corpus/golden.py"

@@ -47,6 +47,11 @@ def _file(image: Image, file: FolioFile, fill_missing: bool) -> Iterator[bytes]:
                 f"{file.path}: {len(file.folios.pfn)} of {file.nr_folios} folio entries can"
                 " be read; --fill-missing writes zeros for the rest"
             )
+        if not file.sized:
+            raise IncompleteError(
+                f"{file.path}: the preserved-memory map that says how large folios are is lost;"
+                " --fill-missing takes them for single pages"
+            )
         missing = [p.missing for p in content_map(image, file) if p.missing is not None]
         if missing:
             raise _missing(file.path, missing)

@@ -32,7 +32,7 @@ def guest_memfd(state: GuestMemfd) -> dict[str, Any]:
         "size": state.size,
         "flags": hex(state.flags),
         "nr_folios": state.nr_folios,
-        "complete": state.folios.complete,
+        "complete": state.folios.complete and state.sized,
         "uptodate": state.uptodate,
         "vm_token": hex(state.vm_token),
         "vm": state.vm,

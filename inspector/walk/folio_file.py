@@ -27,7 +27,8 @@ class FolioFile:
 
     ``size`` is bytes; ``folios`` the columns of its folio entries, whose index counts units of
     ``2 ** unit`` base pages; ``orders`` the order of each folio, from the preserved map if it
-    could be read, else as far as the gaps between indices tell.
+    could be read, else as far as the gaps between indices tell. ``sized`` is False where they
+    do not tell: a folio may then be larger than ``orders`` says.
     """
 
     path: str
@@ -40,6 +41,7 @@ class FolioFile:
     page_size: int
     orders: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     unit: int = 0
+    sized: bool = True
 
     @property
     def addresses(self) -> U64Array:
@@ -82,6 +84,23 @@ def claim_folios(survey: Survey, file: FolioFile) -> None:
     """Record the folios as the file's."""
     used = file.used
     survey.claim("folio", file.path, file.addresses[used], file.sizes[used])
+
+
+def sparse_orders(file: FolioFile, preserved: PreservedMap | None) -> npt.NDArray[np.uint8]:
+    """The order of each folio of a file that may have holes.
+
+    The map knows it. Without the map only a folio whose successor is one page on has a size
+    that is sure; ``file.sized`` becomes False if there are others.
+    """
+    orders, found = np.zeros(len(file.folios.pfn), np.uint8), np.zeros(len(file.folios.pfn), bool)
+    if preserved is not None:
+        orders, found = preserved.orders_at(file.addresses)
+    if not found.all():
+        index = np.sort(file.index[file.used])
+        end = np.uint64(min(file.pages, (1 << 64) - 1))
+        following = np.append(index[1:], end)
+        file.sized = bool((following - index == 1).all())
+    return orders
 
 
 def folio_orders(file: FolioFile, preserved: PreservedMap | None) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from abi.guest_memfd import (
 from abi.registry import Generation
 from abi.schema import resolve
 from inspector.survey import Survey
-from inspector.walk.folio_file import FolioFile, check_folios, claim_folios, folio_orders
+from inspector.walk.folio_file import FolioFile, check_folios, claim_folios, sparse_orders
 from inspector.walk.preserved import PreservedMap
 from inspector.walk.vmalloc import folio_columns, walk_vmalloc
 
@@ -64,7 +64,7 @@ def walk_guest_memfd(
         flags=values["flags"],
         vm_token=values["vm_token"],
     )
-    file.orders = folio_orders(file, preserved)
+    file.orders = sparse_orders(file, preserved)
     claim_folios(survey, file)
     _check(survey, file)
     return file

@@ -20,6 +20,10 @@ from lab.host import LabError, cache_directory, locked, os_errors, run, tool, wo
 from lab.sources import Version
 
 _CONFIG = Path(__file__).parent / "config"
+#: What a build takes for as long as it lasts, in bytes: objects with debug information; for a
+#: release its source, too, packed and unpacked, and the indexes of its archive.
+_TREE_ROOM = 900 << 20
+_RELEASE_ROOM = 2800 << 20
 #: Without these a kernel is of no use here.
 _REQUIRED = ("CONFIG_KEXEC_HANDOVER", "CONFIG_KEXEC_FILE", "CONFIG_BLK_DEV_INITRD")
 
@@ -133,6 +137,19 @@ def _check_tools() -> None:
             raise LabError(f"{header} is not installed; {purpose} needs it (Debian: {package})")
 
 
+def _check_room(need: int) -> None:
+    """LabError if the cache's file system has not so many bytes left."""
+    cache = cache_directory()
+    with os_errors("prepare the cache"):
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free
+    if free < need:
+        raise LabError(
+            f"a build needs {need / 1e9:.1f} GB, {cache} has {free / 1e9:.1f} GB left"
+            " (KHO_LAB_CACHE names another place)"
+        )
+
+
 def build(
     source: str, *, iommu: bool = False, jobs: int | None = None, timeout: float | None = None
 ) -> tuple[Kernel, bool]:
@@ -145,6 +162,7 @@ def build(
         return _build_release(source, iommu, jobs, timeout)
     tree = sources.check_tree(Path(source))
     _check_tools()
+    _check_room(_TREE_ROOM)
     digest = hashlib.sha256(str(tree).encode()).hexdigest()[:8]
     name = f"{tree.name}-{digest}" + ("-iommu" if iommu else "")
     objects = cache_directory() / "build" / name
@@ -167,8 +185,10 @@ def _build_release(
             )
             if same and record["source"] == "package" and record["fragment"] == fragment:
                 return kernel, True
-        version, archive = sources.fetch(spec)
+        # What is bound to fail fails before anything is downloaded.
         _check_tools()
+        _check_room(_RELEASE_ROOM)
+        version, archive = sources.fetch(spec)
         left = None if timeout is None else max(1.0, timeout - (time.monotonic() - began))
         with work_area(cache_directory() / "tmp") as area:
             tree = sources.unpack(archive, area)

@@ -111,7 +111,9 @@ def new_file(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # There may not even be a directory to hold it; that was told already.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _die_with_parent() -> None:

@@ -122,6 +122,23 @@ def test_no_compiler(tmp_path, cache, monkeypatch):
         build.build(str(tree(tmp_path / "linux")))
 
 
+def test_no_room(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(build, "_check_tools", lambda: None)
+    monkeypatch.setattr(build.sources, "fetch", lambda spec: pytest.fail("downloads"))
+    usage = build.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    for source in (str(tree(tmp_path / "linux")), "7.3"):
+        with pytest.raises(LabError, match=r"a build needs .* GB, .* has 0\.0 GB left"):
+            build.build(source)
+
+
+def test_a_release_is_not_downloaded_without_a_compiler(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(build.sources, "fetch", lambda spec: pytest.fail("downloads"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingTool, match="make is not installed"):
+        build.build("7.3")
+
+
 def test_a_build_that_fails_leaves_no_kernel(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(build, "_check_tools", lambda: None)
     with pytest.raises(LabError, match=r"build .*error: no rule here"):

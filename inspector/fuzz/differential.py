@@ -13,8 +13,14 @@ from inspector.findings import Severity
 from inspector.fuzz.base import Base
 from inspector.fuzz.targets import Mismatch
 from inspector.image import Image
+from inspector.walk.folio_file import FolioFile
 
 _MAX_BLOCKS = 1 << 14
+#: Members of files' states that the decoder calls as the parsers do.
+_MEMBERS = (
+    "size", "pos", "seals", "flags", "nr_folios", "order", "vm_token", "type", "vcpu_id",
+    "arch_state", "cb", "max_blocks", "mode",
+)  # fmt: skip
 
 
 def compare(base: Base) -> None:
@@ -28,7 +34,12 @@ def compare(base: Base) -> None:
         return
     if ours.verdicts["kho"].tied or ours.lost:
         return
-    layouts = Layouts(bitmap_size=512 if generation.map_kind.name == "BITMAP_512" else None)
+    memfd, kvm = ours.generation("memfd"), ours.generation("kvm")
+    layouts = Layouts(
+        bitmap_size=512 if generation.map_kind.name == "BITMAP_512" else None,
+        memfd=memfd.id if memfd is not None else None,
+        kvm=kvm.id if kvm is not None else None,
+    )
     reader = ImageReader(base.memory, ours.page_size, layouts)
     theirs = reader.image(ours.root.address)
     blocks = list(islice(reader.blocks(theirs), _MAX_BLOCKS))
@@ -68,11 +79,28 @@ def _same_luo(ours: Image, theirs: Any) -> None:
             [(f.address, f.compatible, f.data, f.token) for f in one.files],
             [(f.pa, f.handler, f.data, f.token) for f in other.files],
         )
+        for file, theirs_file in zip(one.files, other.files, strict=True):
+            _same_state(file.path, file.state, theirs_file.body)
     _same(
         "FLBs",
         [(f.address, f.name, f.data, f.count) for f in luo.flbs],
         [(f.pa, f.name, f.data, f.count) for f in theirs.flbs],
     )
+
+
+def _same_state(path: str, state: Any, body: Any) -> None:
+    """Folios one by one; of everything else the members that both have by that name."""
+    if state is None or body is None:
+        return
+    if isinstance(state, FolioFile):
+        columns = state.folios
+        parts = (columns.pfn, columns.flags, columns.index)
+        mine = list(zip(*(part.tolist() for part in parts), strict=True))
+        _same(f"folios of {path}", mine, body.folios)
+    for name in _MEMBERS:
+        own, theirs = getattr(state, name, None), getattr(body.ser, name, None)
+        if isinstance(own, int) and isinstance(theirs, int):
+            _same(f"{name} of {path}", own, theirs)
 
 
 def _same(what: str, ours: Any, theirs: Any) -> None:

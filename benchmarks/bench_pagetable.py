@@ -105,7 +105,7 @@ class Tree:
         entries = (runs[:, None] + pages | np.uint64(3)).reshape(-1)
         noise = self.random.integers(0, 4, len(entries), np.uint64) << np.uint64(8)
         entries |= noise
-        entries[np.repeat(self.random.random(groups) < 1 / 32, 8)] = 0
+        entries[self.random.random(len(entries)) < 0.05] = 0
         readonly = np.repeat(self.random.random(groups) < 0.1, 8)
         entries[readonly & (entries != 0)] &= ~np.uint64(2)
         bad = self.random.integers(0, len(entries), len(entries) // 4096)

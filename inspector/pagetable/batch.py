@@ -11,10 +11,15 @@ import numpy.typing as npt
 from abi.pagetable.format import U64
 from inspector.pagetable.plan import LevelPlan
 
-#: Entries of a batch: their bytes and what is computed of them fit a second-level cache.
-BATCH: Final = 1 << 16
+#: Entries of a batch: enough that what a batch costs beside its entries is little.
+BATCH: Final = 7 << 14
 #: Rows of a chunk, at most, where there is one for each entry.
-ROWS: Final = BATCH >> 2
+ROWS: Final = 1 << 14
+#: Entries that are compared at a time: what is computed of them stays in a near cache.
+_PIECE: Final = 1 << 15
+#: Up to so many gaps between tables, IOVAs are made from gap to gap.
+_SEGMENTS: Final = 8
+_WORD: Final = (1 << 64) - 1
 #: Constant columns kept for reuse; making one takes as long as filling a short one.
 _CONSTANTS: Final = 64
 
@@ -27,9 +32,9 @@ def _ramp(shift: int, count: int) -> U64:
     return np.arange(count, dtype=np.uint64) << np.uint64(shift)
 
 
-def lengths_of(starts: Slots, end: int, out: Slots | None = None) -> Slots:
+def lengths_of(starts: Slots, end: int) -> Slots:
     """Lengths of runs that begin at ``starts``, the last of which ends at ``end``."""
-    lengths = np.empty_like(starts) if out is None else out[: len(starts)]
+    lengths = np.empty_like(starts)
     np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
     lengths[-1] = end - starts[-1]
     return lengths
@@ -76,12 +81,18 @@ class Batch:
         return len(self.bases) << self.bits
 
     def iova(self, slots: Slots | None) -> U64:
-        """First IOVA of entries, all of them for None."""
+        """First IOVA of entries, which ascend; of all of them for None."""
         if slots is None:
             return self.iova_from(0, len(self))
         offset = slots.view(np.uint64) << np.uint64(self.plan.shift)
         if self.gaps is None:
             offset += self.bases[0]
+        elif len(self.gaps) <= _SEGMENTS:
+            firsts = [0, *self.gaps.tolist()]
+            cuts = [0, *np.searchsorted(slots, self.gaps << self.bits).tolist(), len(slots)]
+            for first, low, high in zip(firsts, cuts[:-1], cuts[1:], strict=True):
+                even = first << self.plan.shift + self.bits
+                offset[low:high] += np.uint64(int(self.bases[first]) - even & _WORD)
         else:
             even = _ramp(self.plan.shift + self.bits, len(self.bases))
             offset += (self.bases - even).take(slots >> self.bits, mode="clip")
@@ -124,20 +135,9 @@ class Scratch:
 
     def __init__(self) -> None:
         self._constants: dict[int, U64] = {}
-        self._steps = np.empty(BATCH, np.uint64)
+        self._steps = np.empty(_PIECE, np.uint64)
+        self._words = np.empty(_PIECE + 1, np.uint64)
         self._breaks = np.empty(BATCH, np.bool_)
-        self._words: U64 | None = None
-
-    def masked(self, entries: U64, mask: int) -> U64:
-        """``entries & mask``, valid until the next call."""
-        if self._words is None:
-            self._words = np.empty(BATCH, np.uint64)
-        out: U64 = np.bitwise_and(entries, np.uint64(mask), out=self._words[: len(entries)])
-        return out
-
-    def lengths(self, starts: Slots, end: int) -> Slots:
-        """:func:`lengths_of` runs, valid until the next search for breaks."""
-        return lengths_of(starts, end, self._steps.view(np.intp))
 
     def same(self, value: int, count: int) -> U64:
         """A read-only column of one value, which takes no memory."""
@@ -155,19 +155,25 @@ class Scratch:
             return plan.attributes_of(words)
         return self.same(int(plan.attributes_of(words[:1])[0]), len(words))
 
-    def breaks(self, batch: Batch, words: U64, iova: U64 | None) -> npt.NDArray[np.bool_]:
+    def breaks(
+        self, batch: Batch, words: U64, iova: U64 | None, mask: int | None = None
+    ) -> npt.NDArray[np.bool_]:
         """True where a word does not continue the one before it; valid until the next call.
 
-        ``iova``: of the words; None if they are those of the whole batch.
+        ``iova``: of the words; None if they are those of the whole batch. ``mask``: the bits
+        to look at, if not all.
         """
-        count = len(words)
-        breaks = self._breaks[:count]
-        steps = self._steps[: count - 1]
-        np.subtract(words[1:], words[:-1], out=steps)
-        np.not_equal(steps, batch.plan.entry_step, out=breaks[1:])
+        breaks = self._breaks[: len(words)]
+        step = batch.plan.entry_step
+        for first in range(1, len(words), _PIECE):
+            last = min(first + _PIECE, len(words))
+            now = words[first - 1 : last]
+            if mask is not None:
+                now = np.bitwise_and(now, np.uint64(mask), out=self._words[: len(now)])
+            steps = np.subtract(now[1:], now[:-1], out=self._steps[: last - first])
+            np.not_equal(steps, step, out=breaks[first:last])
         if iova is not None:
-            np.subtract(iova[1:], iova[:-1], out=steps)
-            breaks[1:] |= steps != np.uint64(batch.plan.step)
+            breaks[1:] |= iova[1:] - iova[:-1] != np.uint64(batch.plan.step)
         elif batch.gaps is not None:
             breaks[batch.gaps << batch.bits] = True
         breaks[0] = True

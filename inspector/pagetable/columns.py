@@ -130,29 +130,22 @@ def _put_between(few: Rows, many: Rows, join: bool) -> Rows:
     ends = np.append(groups[1:], len(at))
     places = list(zip(at[groups].tolist(), groups.tolist(), ends.tolist(), strict=True))
     rows = Rows(*(_splice(*pair, places) for pair in zip(many, few, strict=True)))
-    return merge(rows) if join and _touch(few, many, at) else rows
+    if not join:
+        return rows
+    before = at[groups]
+    touching = _continue(many, before - 1, few, groups) or _continue(few, ends - 1, many, before)
+    return merge(rows) if touching else rows
 
 
-def _touch(few: Rows, many: Rows, at: npt.NDArray[np.intp]) -> bool:
-    """Whether rows to be put before those at ``at`` continue, or are continued by, a row."""
-    last = len(many.iova) - 1
-    before, after = many.pick(np.maximum(at - 1, 0)), many.pick(np.minimum(at, last))
-    return bool(
-        (
-            _continues(before, few)
-            | _continues(few, after)
-            | _continues(few.cut(0, -1), few.cut(1)).any()
-        ).any()
-    )
+def _continue(
+    one: Rows, at: npt.NDArray[np.intp], other: Rows, there: npt.NDArray[np.intp]
+) -> bool:
+    """Whether some row of ``other`` may continue that of ``one`` in its place.
 
-
-def _continues(one: Rows, other: Rows) -> npt.NDArray[np.bool_]:
-    """Whether each row of ``other`` continues that of ``one``."""
-    out: npt.NDArray[np.bool_] = other.iova - one.iova == one.size
-    if out.any():
-        out &= other.pa - one.pa == one.size
-        out &= other.word == one.word
-    return out
+    Their addresses say it, rarely wrongly; positions out of bounds stand for the last row.
+    """
+    end = one.pa.take(at, mode="clip") + one.size.take(at, mode="clip")
+    return bool((end == other.pa.take(there, mode="clip")).any())
 
 
 def _splice(column: U64, few: U64, places: list[tuple[int, int, int]]) -> U64:

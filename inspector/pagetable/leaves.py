@@ -34,13 +34,19 @@ _FAULTS: Final[dict[int, str]] = {
 Pointers = tuple[Slots | None, U64]
 
 
+def _all_leaves(batch: Batch) -> bool:
+    some, every = or_and(batch.flat)
+    plan = batch.plan
+    return not (some ^ every) & plan.kind_mask and plan.kind(every) == Kind.LEAF
+
+
 class Decoder:
     """Decodes batches; counts leaves; reports what is wrong with them.
 
     ``merged``: rows are ranges with attributes; else they are leaves with raw entries.
     """
 
-    __slots__ = ("_runs", "_scratch", "_together", "leaves", "merged", "reporter")
+    __slots__ = ("_runs", "_scratch", "_together", "_upper", "leaves", "merged", "reporter")
 
     def __init__(self, merged: bool, reporter: Reporter) -> None:
         self.merged = merged
@@ -49,6 +55,8 @@ class Decoder:
         self.leaves: Counter[tuple[int, int]] = Counter()
         self._scratch = Scratch()
         self._runs = Runs(self._scratch)
+        #: Of batches of upper levels that are all leaves.
+        self._upper = Runs(self._scratch)
         self._together = merged
 
     def decode(self, batch: Batch) -> tuple[Iterable[Rows], Pointers | None]:
@@ -58,13 +66,14 @@ class Decoder:
         if there are table entries.
         """
         in_runs = self.merged and not batch.plan.has_tables
-        if in_runs and not self._runs.sparse:
-            found = self._runs.decode(batch)
+        runs = self._runs if in_runs else self._upper
+        if not runs.sparse if in_runs else self.merged and _all_leaves(batch):
+            found = runs.decode(batch)
             if found is not None:
                 rows, faults = found
                 if faults is not None:
                     self._report_runs(batch, *faults)
-                self.leaves[batch.plan.number, batch.plan.step] += self._runs.leaves
+                self.leaves[batch.plan.number, batch.plan.step] += runs.leaves
                 return rows, None
         row, pointers = self._decode(batch, in_runs)
         return () if row is None else (row,), pointers
@@ -73,6 +82,11 @@ class Decoder:
     def few_runs(self) -> bool:
         """Whether batches without tables should go through :meth:`scan` and :meth:`gathered`."""
         return self._together and self._runs.few and not self._runs.sparse
+
+    @property
+    def many_runs(self) -> bool:
+        """Whether batches without tables should be smaller, to keep scratch memory small."""
+        return self._runs.many and not self._runs.sparse
 
     def scan(self, batch: Batch) -> tuple[Slots, U64] | None:
         """First slots and entries of the runs of a batch without tables, if they are few."""
@@ -194,7 +208,8 @@ class Decoder:
         if hinted:
             self._hint_groups(batch, slots, entries, words)
         iova = None if slots is None else batch.iova(slots)
-        breaks = self._scratch.breaks(batch, words, iova)
+        mask = plan.keep if (some ^ every) & ~plan.keep else None
+        breaks = self._scratch.breaks(batch, words, iova, mask)
         rows = int(np.count_nonzero(breaks))
         if rows == count:
             iova = batch.iova(None) if iova is None else iova
@@ -228,9 +243,6 @@ class Decoder:
         ):
             words = plan.fold(words)
             some, every = or_and(words)
-        elif (some ^ every) & ~plan.keep:
-            words = self._scratch.masked(words, plan.keep)
-            some, every = some & plan.keep, every & plan.keep
         return words, some, every
 
     @staticmethod
@@ -321,7 +333,7 @@ class Decoder:
         iova = batch.iova(at if slots is None else slots[at])
         size = plan.step * plan.hint_entries
         group = iova & ~np.uint64(size - 1)
-        hinted = words[at]
+        hinted = words[at] & np.uint64(plan.keep)
         breaks = np.ones(len(at), np.bool_)
         breaks[1:] = hinted[1:] - hinted[:-1] != plan.entry_step
         breaks[1:] |= group[1:] != group[:-1]

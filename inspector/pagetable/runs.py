@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.pagetable.format import U64, Kind
-from inspector.pagetable.batch import ROWS, Batch, Scratch, Slots, or_and
+from inspector.pagetable.batch import ROWS, Batch, Scratch, Slots, lengths_of, or_and
 from inspector.pagetable.columns import Rows
 
 #: After a batch with fewer leaves than one entry in so many, the next is compacted first.
@@ -32,17 +32,19 @@ class Runs:
     """Finds the runs of batches.
 
     ``sparse``: the last batch had too many holes for this way to pay. ``few``: it had so few
-    runs that it pays to judge those of several batches together. Holes and bad entries are
-    runs too, of one entry each in the case of holes.
+    runs that it pays to judge those of several batches together. ``many``: it had so many, and
+    of more than one kind, that batches should be smaller. Holes and bad entries are runs too,
+    of one entry each in the case of holes.
     """
 
-    __slots__ = ("_noisy", "_scratch", "curious", "few", "leaves", "sparse")
+    __slots__ = ("_noisy", "_scratch", "curious", "few", "leaves", "many", "sparse")
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._noisy = False
         self.sparse = False
         self.few = False
+        self.many = False
         #: Whether to say where faults are, or only how many, if they are all of one kind.
         self.curious = True
         #: Leaves of the batch decoded last.
@@ -60,12 +62,56 @@ class Runs:
         starts, first = None, batch.flat
         count = int(np.count_nonzero(breaks))
         self.few = count * _FEW < len(batch)
+        self.many = len(batch) > count > len(batch) // 2
+        if self.many:
+            some, every = or_and(batch.flat)
+            if (some ^ every) & ~batch.plan.watched and not self._noisy:
+                self._noisy = True
+                return self.decode(batch)
+            rows = self._leaves_alone(batch, breaks, some, every)
+            if rows is not None:
+                self.many = False
+                return rows, None
         if count != len(batch):
             starts = breaks.nonzero()[0]
             first = first.take(starts, mode="clip")
         noisy = self._noisy
         found = self.rows(batch, starts, first)
         return self.decode(batch) if self._noisy and not noisy else found
+
+    def _leaves_alone(
+        self, batch: Batch, breaks: npt.NDArray[np.bool_], some: int, every: int
+    ) -> Iterator[Rows] | None:
+        """Rows of a batch of nothing but plain leaves; None if it is not one."""
+        plan = batch.plan
+        if (some ^ every) & plan.kind_mask or plan.kind(every) != Kind.LEAF:
+            return None
+        if plan.is_odd(some, every, batch.code) or not _within(batch, some):
+            return None
+        self.leaves = len(batch)
+        return self._pieces(batch, breaks, some ^ every)
+
+    def _pieces(self, batch: Batch, breaks: npt.NDArray[np.bool_], differ: int) -> Iterator[Rows]:
+        """The runs that ``breaks`` begin, a few at a time."""
+        plan, scratch = batch.plan, self._scratch
+        for begin in range(0, len(batch), ROWS):
+            end = min(begin + ROWS, len(batch))
+            starts = breaks[begin:end].nonzero()[0]
+            if not len(starts):
+                continue
+            behind = len(batch)
+            if end < behind:
+                following = int(breaks[end:].argmax())
+                behind = end + following if breaks[end + following] else behind
+            words = batch.flat[begin:end]
+            if len(starts) == behind - begin:
+                iova, size = batch.iova_from(begin, end), scratch.same(plan.step, len(starts))
+            else:
+                words = words.take(starts, mode="clip")
+                starts += begin
+                iova = batch.iova(starts)
+                size = lengths_of(starts, behind).view(np.uint64) << np.uint64(plan.shift)
+            yield Rows(iova, plan.pa(words), size, scratch.attributes(plan, words, differ))
 
     def scan(self, batch: Batch) -> tuple[Slots, U64] | None:
         """First slots and entries of the runs of a batch, if they are few."""
@@ -77,12 +123,10 @@ class Runs:
         return starts, batch.flat.take(starts, mode="clip")
 
     def _breaks(self, batch: Batch) -> npt.NDArray[np.bool_]:
-        words = batch.flat
         # Bits that mean nothing, which hardware or software may set here and there, are
         # masked once they were seen to differ.
-        if self._noisy:
-            words = self._scratch.masked(words, batch.plan.watched)
-        return self._scratch.breaks(batch, words, None)
+        mask = batch.plan.watched if self._noisy else None
+        return self._scratch.breaks(batch, batch.flat, None, mask)
 
     def rows(
         self, batch: Batch, starts: Slots | None, first: U64
@@ -91,7 +135,7 @@ class Runs:
         ``starts`` (None: each entry begins one). ``batch.flat`` is not looked at.
         """
         plan = batch.plan
-        lengths = None if starts is None else self._scratch.lengths(starts, len(batch))
+        lengths = None if starts is None else lengths_of(starts, len(batch))
         leaf = None
         if plan.binary and self._noisy:
             leaf = (first & np.uint64(plan.format.present)) != 0
@@ -111,7 +155,7 @@ class Runs:
             others = len(first) - len(which)
             if others:
                 leaves -= others
-                faulty = int(np.count_nonzero(first)) - len(which)
+                faulty = int(np.count_nonzero(first != 0)) - len(which)
                 if faulty and (self.curious or not plan.binary):
                     faults = _faults(starts, lengths, first, leaf)
                 starts = which if starts is None else starts.take(which, mode="clip")
@@ -127,9 +171,8 @@ class Runs:
             some, every = or_and(first) if len(first) else (0, plan.watched)
         if plan.is_odd(some, every, batch.code):
             return None
-        step = int(plan.entry_step)
-        if lengths is not None and step * len(batch) > plan.address - (some & plan.address):
-            return None  # a run might leave the address field
+        if lengths is not None and not _within(batch, some):
+            return None
         self.leaves = leaves
         return self._rows(batch, starts, lengths, first, some ^ every), faults
 
@@ -153,6 +196,12 @@ class Runs:
             else:
                 size = lengths[begin:end].view(np.uint64) << np.uint64(plan.shift)
             yield Rows(iova, plan.pa(words), size, scratch.attributes(plan, words, differ))
+
+
+def _within(batch: Batch, some: int) -> bool:
+    """Whether no run of entries with this OR can leave the address field."""
+    plan = batch.plan
+    return int(plan.entry_step) * len(batch) <= plan.address - (some & plan.address)
 
 
 def _faults(

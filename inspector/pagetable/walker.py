@@ -32,6 +32,10 @@ Preserved = Callable[[U64], npt.NDArray[np.bool_]]
 #: Entries of a batch by level. Those of upper levels are fewer: what they point to is kept
 #: while it is walked.
 _BATCHES: Final = (BATCH, BATCH >> 2, BATCH >> 4)
+#: Where fewer entries than one in so many point to tables, batches of upper levels are large.
+_LEAFY: Final = 64
+#: Entries of a batch of many runs that are not all of them leaves.
+_CROWDED: Final = 1 << 15
 #: Batches with few runs that are judged together.
 _TOGETHER: Final = 8
 #: A batch costs the work of at least so many tables, which bounds walks in tiny batches.
@@ -134,6 +138,7 @@ class Pass:
         self._repeats = max(1, limits.repeats * 4096 // (8 * tree.format.entries))
         self._skips = limits.skips
         self._bytes = np.empty(BATCH * 8, np.uint8)
+        self._most = list(_BATCHES) + [_BATCHES[-1]] * (len(self._plans) - len(_BATCHES))
 
     def rows(self) -> Iterator[Rows]:
         """Chunks of rows, none of them empty, in IOVA order."""
@@ -212,10 +217,12 @@ class Pass:
     def _tables(self, level: int, tables: _Children) -> Iterator[Rows]:
         """Rows of tables of one level."""
         bits = self.tree.format.index_bits
-        entries = _BATCHES[min(level, 2)] >> (0 if self._decoder.merged else 1)
-        each = max(1, entries >> bits)
         first = 0
         while first < len(tables.pas):
+            entries = self._most[level] >> (0 if self._decoder.merged else 2)
+            if self._decoder.many_runs:
+                entries = min(entries, _CROWDED)
+            each = max(1, entries >> bits)
             done = 0
             if not level and self._decoder.few_runs:
                 done = yield from self._batches(tables.cut(first, first + each * _TOGETHER), each)
@@ -253,6 +260,8 @@ class Pass:
         batch = self._read(level, tables, bits)
         self.stats.entries += len(batch)
         chunks, pointers = self._decoder.decode(batch)
+        below = 0 if pointers is None else len(pointers[1])
+        self._most[level] = BATCH if below * _LEAFY < len(batch) else _BATCHES[min(level, 2)]
         if pointers is None:
             yield from chunks
             return

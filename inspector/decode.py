@@ -37,6 +37,7 @@ def decode(
     """Decode what ``opened`` holds: see :func:`inspector.image.open`."""
     overrides = overrides or {}
     location = locate(opened, root)
+    opened.release()
     if not location.candidates:
         raise NoRootError(
             "no KHO root in this image (a page table in it can be decoded with"

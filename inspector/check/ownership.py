@@ -63,6 +63,7 @@ class Ownership:
 def account(image: Image, limit: int = 4096) -> Ownership:
     """Account for every preserved byte of ``image``; at most ``limit`` conflicts are listed."""
     claim_tables(image)
+    image.memory.release()  # sorting takes its place
     claims = tuple(c for c in image.survey.claims if c.kind not in OUTSIDE_MAP and len(c.starts))
     extents = _rounded(claims, image.page_size)
     conflicts = tuple(_conflicts(claims, extents, limit))

@@ -123,6 +123,9 @@ class PhysicalMemory(ABC):
         A piece is valid until the next one is taken, unless the caller holds it.
         """
 
+    def release(self) -> None:
+        """Give back what a scan brought in, if it can be had again; no view is harmed."""
+
     def state(self, pa: int, size: int = 1) -> PageState:
         """State of ``size`` bytes at ``pa``; the scalar form of :meth:`states`."""
         if pa < 0 or pa + size > 1 << 64:

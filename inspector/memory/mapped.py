@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 
@@ -259,6 +260,12 @@ class MappedMemory(PhysicalMemory):
             first, last, _, offset = table[index]
             for start, end in self._data_ranges(offset, offset + last + 1 - first):
                 yield first + start - offset, self._data[start:end]
+
+    def release(self) -> None:
+        """Unmap the file's pages; those that are read again come from the page cache."""
+        owner = self._data.obj
+        if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            owner.madvise(mmap.MADV_DONTNEED)
 
     def stored(self) -> Iterator[Segment]:
         """The pieces of the table, for writers and for those who show a container."""

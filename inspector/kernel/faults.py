@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from abi.errors import UsageError
 from inspector.kernel import (
+    faults_guest,
     faults_iommu,
     faults_luo,
     faults_memory,
@@ -26,7 +27,15 @@ from inspector.kernel.scenario_file import unknown
 
 __all__ = ["FAULTS", "Change", "Fault", "Inapplicable", "inject"]
 
-_MODULES = (faults_root, faults_luo, faults_memory, faults_pci, faults_iommu, faults_tables)
+_MODULES = (
+    faults_root,
+    faults_luo,
+    faults_memory,
+    faults_guest,
+    faults_pci,
+    faults_iommu,
+    faults_tables,
+)
 
 #: All faults by name.
 FAULTS: Mapping[str, Fault] = MappingProxyType(

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import kho
 from abi.errors import IncompleteError
 from inspector import check as checks
-from inspector import content, diff, extract, tree
+from inspector import compat, content, diff, extract, tree
 from inspector.check.rule import Report
 from inspector.cli.app import app
 from inspector.document import document
@@ -35,6 +35,8 @@ from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hugetlb import HugeMemfd
 from inspector.kernel.kvm import GuestMemfd, KvmVcpu, KvmVm
 from inspector.kernel.memfd import pattern_bytes
+from inspector.kernel.profile import profile as find_profile
+from inspector.kernel.profile_file import find as find_target
 from inspector.kernel.tmpfs import TmpfsMount
 from inspector.memory.sparse import SparseMemory
 from specs.handlers import FolioFile, Plain
@@ -474,6 +476,22 @@ def test_files_nobody_retrieves_are_freed(name: str) -> None:
         consumer.retrieve_session(entry.name).finish()
     assert consumer.outcome is Outcome.TAKEN_OVER, consumer.reasons
     assert len(consumer.retained.frames()) <= 4
+
+
+@pytest.mark.parametrize("page", [0x1000, 0x4000, 0x10000])
+@pytest.mark.parametrize(
+    "kernel", ["linux-7.3+guest-memfd+hugetlb+tmpfs", "linux-7.3+kvm-caretaker+hugetlb"]
+)
+def test_every_page_size(kernel: str, page: int) -> None:
+    image = compat.image_of(find_profile(kernel), page)
+    with open_image(image.memory, root=image.root) as decoded:
+        assert decoded.page_size == page
+        report = checked(decoded)
+        assert found(report, Severity.WARNING) == set()
+        assert report.ownership.leaked == 0
+        assert len(list(decoded.folio_files())) == 4
+    verdict = compat.pair(find_target(kernel), find_target(kernel), compat.Options(page_size=page))
+    assert verdict.outcome is Outcome.TAKEN_OVER, verdict.reasons
 
 
 def test_a_plain_kernel_refuses() -> None:

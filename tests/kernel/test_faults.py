@@ -37,6 +37,8 @@ IMAGES = {
     "domains": _MANY_DOMAINS,
     "smmu": "smmuv3",
     "vfio-rfc": "vfio-rfc-v1",
+    "guest": "guest-memfd",
+    "caretaker": "kvm-caretaker",
 }
 
 
@@ -84,7 +86,7 @@ def test_applies_changes_nothing() -> None:
 
 
 def test_invariants_are_all_there() -> None:
-    assert {f.invariant for f in faults.FAULTS.values()} == set(range(21))
+    assert {f.invariant for f in faults.FAULTS.values()} == set(range(22))
     assert all(f.doc for f in faults.FAULTS.values())
 
 

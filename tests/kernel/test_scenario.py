@@ -238,7 +238,7 @@ def test_present_zero_pages_take_no_room(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_manual() -> None:
     manual = (Path(__file__).parent.parent.parent / "docs" / "scenarios.md").read_text()
-    first, second = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
+    first, second, third = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
     assert scenario.parse(first).run().root
     machine, files = second.split("[[session.file]]", 1)
     session = (
@@ -246,6 +246,10 @@ def test_the_examples_of_the_manual() -> None:
         'token = 0x1001\nsize = "1M"\nseals = ["seal", "shrink", "grow"]\n[[session.file]]'
     )
     assert scenario.parse(session + files + machine).run().kernel.iommu is not None
+    machine, files = third.split("[[session.file]]", 1)
+    session = 'kernel = "linux-7.3+kvm-caretaker+hugetlb+tmpfs"\n[[session]]\nname = "s"\n'
+    made = scenario.parse(f"{session}[[session.file]]{files}{machine}").run()
+    assert list(made.kernel.luo.sessions[0].files) == [0x10, 0x11, 0x20, 0x21, 0x30, 0x40]
 
 
 def test_every_step() -> None:

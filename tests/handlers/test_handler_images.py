@@ -39,6 +39,8 @@ from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.profile_file import find as find_target
 from inspector.kernel.tmpfs import TmpfsMount
 from inspector.memory.sparse import SparseMemory
+from specs import HugetlbLuo, KvmLuo
+from specs.follow import Follower
 from specs.handlers import FolioFile, Plain
 from specs.reader import ImageReader, Layouts
 
@@ -581,6 +583,8 @@ def test_the_kaitai_reader_sees_the_same(name: str) -> None:
     for session, mine in zip(theirs.luo.sessions, decoded.luo.sessions, strict=True):
         for file, own in zip(session.files, mine.files, strict=True):
             compared += same(file.body, own.state)
+            same_behind(reader.follower, file.body, own.state)
+    assert reader.follower.problems == []
     assert compared >= 6
     for flb, own_flb in zip(theirs.luo.flbs, decoded.luo.flbs, strict=True):
         states = [(h.nr_pages, h.order) for h in flb.body.ser.hstates]
@@ -622,6 +626,59 @@ def same(body: Any, own: Any) -> bool:
         assert kind == "TmpfsMount"
         assert (ser.max_blocks, ser.mode, ser.flags) == (own.max_blocks, own.mode, own.flags)
     return True
+
+
+def same_behind(follower: Follower, body: Any, own: Any) -> None:
+    """What hangs off a machine or a vCPU by address."""
+    kind = type(own).__name__
+    if kind == "KvmVm" and own.attributes is not None:
+        count = own.attributes.count
+        raw = follower.vmalloc_bytes(body.ser.mem_attrs, 16 * count) if count else b""
+        assert raw is not None
+        rows = [
+            follower.parse("kvm", 0, raw[at : at + 16], KvmLuo.MemAttr)
+            for at in range(0, len(raw), 16)
+        ]
+        assert [r.gfn for r in rows] == own.attributes.gfn.tolist()
+        assert [r.attributes for r in rows] == own.attributes.attributes.tolist()
+    if kind == "KvmVm" and own.folios_pa:
+        count = own.folios.count
+        listed = follower.struct("kvm", own.folios_pa, 8 + 8 * count, KvmLuo.FolioList)
+        assert (listed.nr_folios, listed.folios_pa) == (count, own.folios.folios.tolist())
+    if kind == "KvmVcpu" and own.cb:
+        control = follower.struct("kvm", own.cb, 24, KvmLuo.ControlBlock)
+        mine = own.control
+        assert (int(control.state), control.pcpu_id, control.vcpu_id, control.telemetry) == (
+            mine.state, mine.pcpu_id, mine.vcpu_id, mine.telemetry_pa,
+        )  # fmt: skip
+        if mine.telemetry is not None:
+            told = follower.struct("kvm", mine.telemetry_pa, 56, KvmLuo.Telemetry)
+            assert {name: getattr(told, name) for name in mine.telemetry} == mine.telemetry
+
+
+def test_the_kaitai_parser_sees_the_pools_of_the_first_form() -> None:
+    made = HandMade()
+    pages = [made.block(b"h", 4) for _ in range(3)]
+    listed = b"".join(struct.pack("<Q", pa // PAGE | (i & 1) << 52) for i, pa in enumerate(pages))
+    data = made.block(by_hand.early_pools([(3, 4, made.vmalloc(listed))]))
+    made.flb("hugetlb", data)
+    memory = made.image().memory
+    pool = open_image(memory).luo.flbs[0].state.pools[0]  # type: ignore[union-attr]
+    follower = Follower(memory, PAGE)
+    theirs = follower.struct("hugetlb", data, 136, HugetlbLuo.SerEarly)
+    assert theirs.nr_hstates == 1
+    state = theirs.hstates[0]
+    assert (state.nr_pages, state.order) == (pool.nr_pages, pool.order)
+    raw = follower.vmalloc_bytes(state.folios, 24)
+    assert raw is not None
+    parsed = [
+        follower.parse("hugetlb", 0, raw[at : at + 8], HugetlbLuo.FolioEarly)
+        for at in range(0, 24, 8)
+    ]
+    assert [(p.pfn, bool(p.free)) for p in parsed] == list(
+        zip(pool.pages.pfn.tolist(), pool.pages.free.tolist(), strict=True)
+    )
+    assert follower.problems == []
 
 
 # -- hostile values -------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def cut_ranges(
     shift = np.uint64(page_shift(page_size))
     frame = np.asarray(pa, np.uint64) >> shift
     end = frame + np.asarray(nr_pages, np.uint64)
-    which = np.flatnonzero(frame < end)
+    which = (frame < end).nonzero()[0]
     frame, end = frame[which], end[which]
     found: list[tuple[U64, I64, I64]] = []
     while len(which):
@@ -304,7 +304,7 @@ def bitmap_edges(words: U64, carry: bool = False) -> I64:
     words = np.ascontiguousarray(words)
     if len(words) == 0:
         return np.empty(0, np.int64)
-    changes = np.flatnonzero(words[1:] != words[:-1])
+    changes = (words[1:] != words[:-1]).nonzero()[0]
     if len(changes) * 16 < len(words):
         return _edges_of_few(words, changes, carry)
     if len(words) <= _PIECE:
@@ -350,7 +350,7 @@ def _edges_of_few(words: U64, changes: I64, carry: bool) -> I64:
         single: I64 = heads << 6
         single += (edges.astype(np.float64).view(np.int64) >> 52) - 1023
         return single
-    bits: I64 = np.flatnonzero(_bits(edges))
+    bits: I64 = _bits(edges).nonzero()[0]
     bits += ((heads - np.arange(len(heads))) << 6)[bits >> 6]
     return bits
 
@@ -366,11 +366,11 @@ def _edges_of_many(words: U64, carry: bool) -> I64:
 def _unpacked(words: U64, used: npt.NDArray[np.bool_]) -> I64:
     """Numbers of the set bits; ``used`` marks the words that have any."""
     if int(np.count_nonzero(used)) * 2 > len(words):
-        return np.flatnonzero(_bits(words))
-    where = np.flatnonzero(used)
+        return _bits(words).nonzero()[0]
+    where = used.nonzero()[0]
     octets = words[where].view(np.uint8)
-    which = np.flatnonzero(octets != 0)
-    bits: I64 = np.flatnonzero(_bits(octets[which]))
+    which = (octets != 0).nonzero()[0]
+    bits: I64 = _bits(octets[which]).nonzero()[0]
     # Octet i of the squeezed ones is octet which[i] & 7 of word where[which[i] >> 3].
     base = where[which >> 3] << 3
     base += which & 7

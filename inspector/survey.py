@@ -11,6 +11,7 @@ keeps the record that everything above lives on:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,16 @@ PHYSICAL_BITS = 52
 _PRESENT = PageState.PRESENT
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache(256)
+def _one(size: int) -> U64Array:
+    """A column of one number, shared by all who want it, hence read only."""
+    column = np.array([size], np.uint64)
+    column.flags.writeable = False
+    return column
+
+
+# Not frozen: there are thousands, and a frozen one takes three times as long to make.
+@dataclass(slots=True, eq=False)
 class Placed:
     """``struct`` lies at each of ``addresses``."""
 
@@ -33,7 +43,7 @@ class Placed:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
     """``owner`` (an object's path) uses the bytes ``[start, start + size)`` of each column row.
 
@@ -143,7 +153,7 @@ class Survey:
         """Record that ``owner`` uses ``size`` bytes at ``pa`` (scalars or columns)."""
         starts = np.array([pa], np.uint64) if isinstance(pa, int) else pa
         if isinstance(size, int) and len(starts) == 1:
-            sizes = np.array([size], np.uint64)  # a tenth of what a broadcast costs
+            sizes = _one(size)  # a broadcast takes much longer
         else:
             sizes = np.broadcast_to(np.asarray(size, np.uint64), starts.shape)
         self.claims.append(Claim(kind, owner, starts, sizes))

@@ -157,6 +157,7 @@ class PatchedMemory(PhysicalMemory):
         self._offsets = [r[2] for r in runs]
         self._columns: tuple[U64Array, U64Array, U64Array] | None = None
         self._spans: dict[int, Span] = {}
+        self._regions: tuple[Region, ...] | None = None
 
     # -- reading -------------------------------------------------------------------------
 
@@ -258,6 +259,8 @@ class PatchedMemory(PhysicalMemory):
     @property
     def regions(self) -> tuple[Region, ...]:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
+        if self._regions is not None:
+            return self._regions
         found: list[Region] = []
         runs = list(zip(self._starts, self._ends, strict=True))
         for start, size in self._ram:
@@ -270,7 +273,8 @@ class PatchedMemory(PhysicalMemory):
                     at = high
             if at < end:
                 found.append(Region(at, end - at, _EXCLUDED))
-        return tuple(found)
+        self._regions = tuple(found)
+        return self._regions
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:
         """Present pages in runs, ascending."""

@@ -14,6 +14,8 @@ from inspector.memory.base import PageState, PhysicalMemory
 Progress = Callable[[int], None]
 
 _CHUNK = 64 << 20
+#: Up to so many words of a piece are compared one by one.
+_FEW = 16
 
 
 def find_words(
@@ -36,7 +38,7 @@ def find_words(
     if not 0 < magic < 1 << 8 * width or not 0 <= offset < stride:
         raise UsageError(f"cannot scan for {magic:#x} at offset {offset:#x} of {stride:#x}")
     dtype = np.dtype(f"<u{width}")
-    wanted = dtype.type(magic)
+    wanted, raw = dtype.type(magic), magic.to_bytes(width, "little")
     if stride >= 4096 and offset + width <= memory.scan_heads:
         yield from _find_in_heads(memory, wanted, dtype, stride, offset, progress)
         return
@@ -46,9 +48,12 @@ def find_words(
             chunk = piece[at : at + _CHUNK + width - 1]
             lead = (offset - base) % stride
             count = (len(chunk) - lead - width) // stride + 1
-            if count > 0:
+            if count <= _FEW:
+                places = range(lead, lead + count * stride, stride)
+                yield from (base + p for p in places if chunk[p : p + width] == raw)
+            else:
                 words = np.ndarray((count,), dtype, chunk, lead, (stride,))
-                hits = np.flatnonzero(words == wanted)
+                hits = (words == wanted).nonzero()[0]
                 for hit in hits.tolist():
                     yield base + lead + hit * stride
             if progress is not None:
@@ -72,7 +77,7 @@ def _find_in_heads(
             end = min(at + (stride << 10), region.end - dtype.itemsize + 1)
             addresses = np.arange(at, end, stride, dtype=np.uint64)
             words = memory.gather(addresses, dtype.itemsize).view(dtype)[:, 0]
-            for hit in np.flatnonzero(words == wanted).tolist():
+            for hit in (words == wanted).nonzero()[0].tolist():
                 yield at + hit * stride
             if progress is not None:
                 progress(min(stride << 10, region.end - at))
@@ -129,7 +134,7 @@ def _matches(data: memoryview, base: int, pattern: bytes, align: int) -> Iterato
     if count <= 0:
         return
     words = np.ndarray((count,), dtype, data, lead + at, (align,))
-    for hit in np.flatnonzero(words == wanted).tolist():
+    for hit in (words == wanted).nonzero()[0].tolist():
         place = lead + hit * align
         if data[place : place + len(pattern)] == pattern:
             yield base + place

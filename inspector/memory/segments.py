@@ -67,7 +67,7 @@ class SegmentTable:
             follows = offset[1:] == offset[:-1] + (first[1:] - first[:-1]).astype(np.int64)
             same = (kind[1:] == kind[:-1]) & (follows | (kind[1:] != Kind.STORED))
             new[1:] = ~(touching & same)
-            heads = np.flatnonzero(new)
+            heads = new.nonzero()[0]
             tails = np.append(heads[1:] - 1, len(first) - 1)
             first, last, kind, offset = first[heads], last[tails], kind[heads], offset[heads]
         self.first = np.ascontiguousarray(first)
@@ -81,7 +81,7 @@ class SegmentTable:
         if len(state) > 1:
             new = np.ones(len(state), bool)
             new[1:] = (self.first[1:] != self.last[:-1] + np.uint64(1)) | (state[1:] != state[:-1])
-            heads = np.flatnonzero(new)
+            heads = new.nonzero()[0]
         self._run_first = self.first[heads]
         self._run_last = (
             self.last[np.append(heads[1:] - 1, len(state) - 1)] if len(heads) else (self.last[:0])
@@ -136,7 +136,7 @@ class SegmentTable:
         inside = (i >= 0) & (addresses <= self._run_last[i]) & (ends >= addresses)
         whole = inside & (ends <= self._run_last[i])
         states[whole] = self._run_state[i[whole]]
-        crossing = np.flatnonzero(inside & ~whole)
+        crossing = (inside & ~whole).nonzero()[0]
         if len(crossing):
             # Runs that touch differ in state, so a range over several has an excluded one,
             # unless a gap lies between them or behind the last.
@@ -203,7 +203,7 @@ def build(
     alone = new[:-1] & new[1:]
     if alone.all():
         return SegmentTable(first, last, kind, offset)
-    mixed = np.flatnonzero(~alone)
+    mixed = (~alone).nonzero()[0]
     if len(mixed) > _MAX_OVERLAPPING:
         raise UnreadableError(f"damaged: {len(mixed)} overlapping pieces of memory")
     ranks = (order if rank is None else rank[order])[mixed]

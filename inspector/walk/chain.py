@@ -22,7 +22,7 @@ _EMPTY = np.empty(0, np.uint64)
 _STRIDE = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Chain:
     """The pages of a chain in order; ``complete`` if its end was reached."""
 
@@ -95,7 +95,7 @@ def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) ->
     return at
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Entries:
     """Entries of a chain of counted pages, in order.
 
@@ -122,14 +122,14 @@ def counted_entries(
     capacity = (survey.page_size - header.size) // entry.size
     heads, pages = survey.rows(chain.pages, header.size, path)
     counts = heads[:, 8:16].copy().view(np.uint64)[:, 0] if len(pages) else _EMPTY
-    for i in np.flatnonzero(counts > capacity):
+    for i in (counts > capacity).nonzero()[0]:
         survey.findings.error(
             "KHO-LST-005",
             f"{what} at {int(pages[i]):#x} counts {int(counts[i])} entries, capacity {capacity}",
             path=path,
             address=int(pages[i]) + 8,
         )
-    for i in np.flatnonzero(counts[:-1] < capacity) if len(counts) > 1 else ():
+    for i in (counts[:-1] < capacity).nonzero()[0] if len(counts) > 1 else ():
         survey.findings.info(
             "KHO-LST-006",
             f"{what} at {int(pages[i]):#x} is not the last but holds {int(counts[i])}"
@@ -165,7 +165,7 @@ def block_entries(survey: Survey, first: int, entry: Struct, path: str, what: st
     """Entries of a block list (7.2 on); a block with count 0 is a finding (``KHO-LST-007``)."""
     chain = follow(survey, first, path, what, limit=KHO_MAX_BLOCKS)
     entries = counted_entries(survey, chain, kho_block_header_ser, entry, path, what)
-    for i in np.flatnonzero(entries.counts == 0):
+    for i in (entries.counts == 0).nonzero()[0]:
         survey.findings.error(
             "KHO-LST-007",
             f"{what} at {int(entries.pages[i]):#x} counts no entries: the kernel refuses it",

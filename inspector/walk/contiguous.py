@@ -26,7 +26,7 @@ def counted_rows(
     first = start - start % page
     pages = first + np.arange(-(-(start + size - first) // page), dtype=np.uint64) * np.uint64(page)
     states = survey.memory.states(pages, page)
-    gap = np.flatnonzero(states != PageState.PRESENT)
+    gap = (states != PageState.PRESENT).nonzero()[0]
     if len(gap):
         at = int(gap[0])
         survey.hole(int(pages[at]), path, PageState(int(states[at])))

@@ -159,7 +159,7 @@ def check_folios(survey: Survey, file: FolioFile) -> None:
         if not (index[1:] > index[:-1]).all():
             order = np.argsort(index, kind="stable")
             index, span = index[order], span[order]
-        overlap = np.flatnonzero(index[:-1] + span[:-1] > index[1:])
+        overlap = (index[:-1] + span[:-1] > index[1:]).nonzero()[0]
         for i in overlap[:8]:
             findings.error(
                 "KHO-MFD-001",
@@ -167,7 +167,7 @@ def check_folios(survey: Survey, file: FolioFile) -> None:
                 path=path,
                 address=address,
             )
-    outside = np.flatnonzero(index >= np.uint64(min(file.pages, (1 << 64) - 1)))
+    outside = (index >= np.uint64(min(file.pages, (1 << 64) - 1))).nonzero()[0]
     if len(outside):
         findings.warning(
             "KHO-MFD-002",
@@ -204,7 +204,7 @@ def content(survey: Survey, file: FolioFile) -> Iterator[Piece]:
     """
     page = file.page_size
     offsets = file.offsets
-    used = np.flatnonzero(file.used)
+    used = file.used.nonzero()[0]
     order = used[np.argsort(offsets[used], kind="stable")]
     at = 0
     for i in order:

@@ -7,7 +7,7 @@ and a radix tree of bitmaps (7.1 on). All give the same result, runs of equal bl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,7 +96,7 @@ class PreservedMap:
             return self.starts, self.starts
         reach = np.maximum.accumulate(self.ends)
         fresh = np.concatenate(([True], self.starts[1:] > reach[:-1]))
-        first = np.flatnonzero(fresh)
+        first = fresh.nonzero()[0]
         last = np.append(first[1:] - 1, len(self.starts) - 1)
         return self.starts[first], reach[last]
 
@@ -169,6 +169,8 @@ class _Collector:
 
     @property
     def hopeless(self) -> bool:
+        if not self.problems and not self.missing:
+            return False
         return sum(self.problems.values()) + self.missing >= self.give_up_after
 
     def problem(self, code: str, message: str, address: int) -> None:
@@ -203,7 +205,7 @@ class _Collector:
                 self.problem("KHO-MAP-006", f"key {int(key):#x} gives an impossible order", 0)
             starts, counts, orders = starts[wrong:], counts[wrong:], orders[wrong:]
         # Of each order the last run reaches farthest.
-        last = np.append(np.flatnonzero(orders[1:] != orders[:-1]), len(orders) - 1)
+        last = np.append((orders[1:] != orders[:-1]).nonzero()[0], len(orders) - 1)
         if len(orders) and _far(geometry, starts[last], counts[last], orders[last]).any():
             far = _far(geometry, starts, counts, orders)
             for pa in starts[far][:16]:
@@ -222,7 +224,7 @@ class _Collector:
             page, starts, counts, orders, nodes, sizes, self.problems, self.missing
         )
         if not self.runs.ordered and not found.disjoint:
-            i = int(np.flatnonzero(found.ends[:-1] > found.starts[1:])[0])
+            i = int((found.ends[:-1] > found.starts[1:]).nonzero()[0][0])
             self.survey.findings.error(
                 "KHO-MAP-005",
                 f"preserved blocks overlap at {int(found.starts[i + 1]):#x}",
@@ -258,6 +260,14 @@ def walk_map(
 def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> None:
     survey, page = collector.survey, collector.survey.page_size
     top, few, met = _narrow_top(collector, geometry, root)
+    if not top and len(few) <= FEW:
+        few = _usable_few(collector, few, met)
+        if few:
+            leaves = np.array([pa for pa, _ in few], np.uint64)
+            survey.place(kho_radix_leaf(page), leaves, PATH)
+            collector.add_nodes(leaves, page)
+            _leaves(collector, geometry, leaves, np.array([key for _, key in few], np.uint64))
+        return
     addresses = np.array([pa for pa, _ in few], np.uint64)
     prefixes = np.array([prefix for _, prefix in few], np.uint64)
     seen = np.array(sorted(met), np.uint64)
@@ -285,22 +295,20 @@ def _walk_radix(collector: _Collector, geometry: RadixGeometry, root: int) -> No
 
 def _narrow_top(
     collector: _Collector, geometry: RadixGeometry, root: int
-) -> tuple[int, list[tuple[int, int]], set[int]]:
+) -> tuple[int, list[tuple[int, int]], dict[int, None]]:
     """Go down as long as a level has few tables, one by one: numpy's calls would cost more.
 
-    Returns the level reached, its (address, prefix) pairs, and the tables met so far. The
-    leaves are never among what is done here.
+    Returns the level reached, its (address, prefix) pairs, and the tables met so far, in
+    their order. The leaves are never among what is done here.
     """
     survey, page = collector.survey, collector.survey.page_size
-    level, nodes, met = geometry.depth - 1, [(root, 0)], set[int]()
+    level, nodes, met = geometry.depth - 1, [(root, 0)], dict[int, None]()
     while level and 0 < len(nodes) <= FEW:
         nodes = _usable_few(collector, nodes, met)
         if not nodes:
             break
-        met.update(pa for pa, _ in nodes)
         column = np.array([pa for pa, _ in nodes], np.uint64)
-        survey.place(kho_radix_node(page), column, PATH)
-        collector.add_nodes(column, page)
+        met.update(dict.fromkeys(column.tolist()))
         shift = (level - 1) * geometry.table_bits + geometry.leaf_bits
         width = geometry.key_width
         children: list[tuple[int, int]] = []
@@ -317,11 +325,15 @@ def _narrow_top(
         for pa in wide[:16]:
             collector.problem("KHO-MAP-003", f"map node {pa:#x} has too wide a key", pa)
         level, nodes = level - 1, [] if collector.hopeless else children
+    if met:
+        tables = np.array(list(met), np.uint64)
+        survey.place(kho_radix_node(page), tables, PATH)
+        collector.add_nodes(tables, page)
     return level, nodes, met
 
 
 def _usable_few(
-    collector: _Collector, nodes: list[tuple[int, int]], met: set[int]
+    collector: _Collector, nodes: list[tuple[int, int]], met: Container[int]
 ) -> list[tuple[int, int]]:
     """As :meth:`_Collector.usable` and :func:`_first_visits`, for a few nodes."""
     memory, page = collector.survey.memory, collector.survey.page_size

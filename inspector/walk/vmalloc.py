@@ -154,7 +154,7 @@ def batches(
                 survey.hole(int(pages[at]), path, PageState(int(states[at])))
                 at += 1
                 continue
-            gap = np.flatnonzero(states[at:end] != PageState.PRESENT)
+            gap = (states[at:end] != PageState.PRESENT).nonzero()[0]
             end = at + int(gap[0]) if len(gap) else end
         yield at * page, survey.memory.gather(pages[at:end], page, buffer)
         at = end

@@ -89,7 +89,9 @@ _IGNORED = frozenset(
     {"findings", "candidates", "generations", "moment_reasons", "lost", "path", "recovered",
      "complete", "scratch_note", "identity", "violations", "map", "reasons"}
 )  # fmt: skip
-_ADDRESS = re.compile(r"address$|_phys$|_pa$|^data$|^start$|pasid_table$|root_table$|_address$")
+_ADDRESS = re.compile(
+    r"address$|_phys$|_pa$|^data$|^start$|pasid_table$|root_table$|_address$|^arch_state$|folios$"
+)
 #: Fields that only a consumer writes, with what it means.
 CONSUMER_WRITES = {
     "restored_domain": "the consumer has restored the domain and keeps its pointer here",
@@ -154,7 +156,7 @@ class _Comparison:
             self.objects(one, other, own)
         elif _are_objects(one) and _are_objects(other) and (one or other):
             self.lists(one, other, own)
-        elif _ADDRESS.search(key) and isinstance(one, str) and isinstance(other, str):
+        elif _ADDRESS.search(key) and _are_addresses(one, other):
             if self.addresses and not path.endswith("/preserved"):
                 self.found.add(Change(Kind.MOVED, path or "/", key, one, other))
         elif key in ("blocks", "pages") and path.endswith("/preserved"):
@@ -198,6 +200,13 @@ class _Comparison:
         if path == "/scratch" and before is not None:
             return "the rest of the page of the array is reused"
         return ""
+
+
+def _are_addresses(one: Any, other: Any) -> bool:
+    """Whether two values, or two lists of as many, can be addresses: numbers count something."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(isinstance(a, str) for a in (*one, *other))
+    return isinstance(one, str) and isinstance(other, str)
 
 
 def _are_objects(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,18 @@ def test_reports_and_pictures(made: tuple[Any, Image]) -> None:
     page = render(decoded)
     assert "kvm_vm_luo_v1" in page
     assert all(bar.text.split()[0] != "0" for bar in session_bars(decoded))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_same_state_elsewhere_only_moves(name: str) -> None:
+    chosen = scenario.load(name)
+    scattered = replace(chosen, machine=replace(chosen.machine, shuffle=True, fragmentation=0.2))
+    one, other = open_image(chosen.run().memory), open_image(scattered.run(seed=77).memory)
+    assert diff.diff(one, other, addresses=False, contents=True).changes == []
+    moved = diff.diff(one, other).changes
+    assert {str(c.kind) for c in moved if c.path.startswith("/luo")} == {"moved"}
+    wanted = {"arch_state", "kho_folios", "folios"} if name == "kvm-caretaker" else {"data"}
+    assert wanted <= {c.what for c in moved}
 
 
 def test_differences_are_found() -> None:

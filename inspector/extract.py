@@ -7,12 +7,9 @@ every other tool opens.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,8 +57,7 @@ def extract(
     the same pseudonym everywhere, and implies leaving content out. The result is opened again
     and compared before it takes its name. Raises UsageError, OutputError, ExtractError.
     """
-    target = Path(out)
-    if not force and os.path.lexists(target):
+    if not force and os.path.lexists(out):
         raise UsageError(f"{out}: exists already; --force replaces it")
     content = content and not redact
     chosen, left = _split(image, content, max_file)
@@ -71,18 +67,15 @@ def extract(
         overlay = SparseMemory.over(image.memory)
         redaction.scrub(image, overlay, names=redact)
         source = overlay
-    with _temporary(target) as temporary:
-        write_core(
-            temporary,
-            source,
-            image.memory.machine or _machine(image),
-            ranges=ranges,
-            notes=_notes(image),
-            compress=target.name.endswith(".zst"),
-            force=True,
-        )
-        _verify(image, temporary, names=not redact)
-        os.replace(temporary, target)
+    write_core(
+        out,
+        source,
+        image.memory.machine or _machine(image),
+        ranges=ranges,
+        notes=_notes(image),
+        force=force,
+        verify=lambda path: _verify(image, path, names=not redact),
+    )
     return Extract(sum(size for _, size in ranges), left, ranges)
 
 
@@ -130,24 +123,6 @@ def _ranges(claims: list[Claim], page: int) -> Iterator[tuple[int, int]]:
     last = reach[np.append(first[1:] - 1, len(reach) - 1)]
     for start, end in zip(starts[first].tolist(), last.tolist(), strict=True):
         yield start, end - start
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[str]:
-    """A name beside ``target`` that is gone when the block ends, unless it was renamed."""
-    try:
-        fd, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror}") from None
-    os.close(fd)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    try:
-        yield name
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _verify(image: Image, path: str, *, names: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from abi.errors import KhoError, UsageError
@@ -17,13 +17,19 @@ class OutputError(KhoError):
 
 
 @contextlib.contextmanager
-def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[int]:
+def atomic_output(
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    verify: Callable[[str], None] | None = None,
+) -> Iterator[int]:
     """A file descriptor to write to; the file takes its name when the block ends.
 
     The bytes go to a temporary file in the same directory, which is synced and renamed;
     on any error, or interruption, nothing is left. An existing file is replaced only with
-    ``force`` (UsageError otherwise). Raises OutputError, one line, for what the system
-    refuses: no space, no permission, no such directory.
+    ``force`` (UsageError otherwise). ``verify`` is called with the temporary file's path
+    before that; what it raises keeps the file from being published. Raises OutputError,
+    one line, for what the system refuses: no space, no permission, no such directory.
     """
     target = Path(path)
     name = display(str(target))
@@ -42,6 +48,8 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
             os.fsync(fd)
         finally:
             os.close(fd)
+        if verify is not None:
+            verify(temporary)
         _publish(temporary, target, force)
         temporary = None
         _sync_directory(target.parent)

@@ -82,7 +82,12 @@ def explain(
 ) -> None:
     """Say what a finding's code means, and what the kernel does about it."""
     from inspector import check as checks
+    from inspector.layouts.present import MEANINGS
 
+    meaning = MEANINGS.get(code.upper()) if code else None
+    if code and meaning:
+        _explain_layout(code.upper(), meaning, format)
+        return
     rules = [checks.explain(code)] if code else list(checks.catalogue().values())
     if format is Format.JSON:
         write_json({"rules": [_entry(rule) for rule in rules]})
@@ -96,6 +101,18 @@ def explain(
         out.line(f"  {entry.statement}")
         out.line(f"  kernel: {entry.kernel}")
         out.line(f"  look:   {entry.look}")
+
+
+def _explain_layout(code: str, meaning: str, format: Format) -> None:
+    """A code of ``kho abi verify``, ``diff`` or ``lint``: no rule about an image."""
+    look = "kho abi verify, kho abi diff and kho abi lint say where"
+    if format is Format.JSON:
+        entry = {"code": code, "severity": None, "statement": meaning, "kernel": None}
+        write_json({"rules": [{**entry, "look": look}]})
+        return
+    out = printer()
+    for line in (code, f"  {meaning}", f"  look:   {look}"):
+        out.line(line)
 
 
 def _entry(rule: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import itertools
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -64,6 +64,7 @@ def write_core(
     store_zeros: bool = False,
     compress: bool | None = None,
     force: bool = False,
+    verify: Callable[[str], None] | None = None,
 ) -> None:
     """Write a core, atomically, in bounded memory.
 
@@ -77,7 +78,8 @@ def write_core(
     ``store_zeros`` stores pages of zeros like all others, as holes of the file, for tools
     that do not know our note (drgn cannot read them otherwise). ``compress`` makes zstd
     of it; default: if the name ends in ``.zst``. An existing file is replaced only with
-    ``force``.
+    ``force``, and none is published if ``verify``, called with the path of what was written,
+    raises.
 
     Raises UsageError for a wrong call, OutputError if the file cannot be written.
     """
@@ -110,7 +112,7 @@ def write_core(
     core.excluded = left
     tail = (notes or {}, vmcoreinfo)
     compress = str(path).endswith(".zst") if compress is None else compress
-    with atomic_output(path, force=force) as fd:
+    with atomic_output(path, force=force, verify=verify) as fd:
         if not compress:
             core.write(fd, chunks, *tail)
             return

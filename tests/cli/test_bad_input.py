@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import zstandard
 from conftest import CORPUS, Run
+
+ROOT = CORPUS.parent
 
 
 def one_line(err: str) -> bool:
@@ -172,3 +175,35 @@ def test_names_are_data(kho: Run, handoff: Path, tmp_path: Path, name: bytes) ->
     if name not in (b"",):
         assert component_bytes(session["path"].rpartition("/")[2]) == name
         assert kho("dump", path, session["path"]).status in (0, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "IMAGE", "-o", "out.elf"],
+        ["extract", "IMAGE", "-o", "out.elf.zst"],
+        ["simulate", "linux-7.3", "-o", "out.elf"],
+        ["report", "IMAGE", "-o", "out.html"],
+    ],
+    ids=lambda arguments: " ".join((arguments[0], arguments[-1])),
+)
+def test_no_room_for_the_output(arguments: list[str], tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk."""
+    image, room = tmp_path / "in.elf", tmp_path / "room"
+    image.write_bytes(plain(CORPUS / "linux-6.17.8-handoff.elf.zst"))
+    room.mkdir()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+    code = f"{limit}import sys; sys.argv[0] = 'kho'; from inspector.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(str(image) if a == "IMAGE" else a for a in arguments)],
+        cwd=room,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert one_line(done.stderr)
+    assert arguments[-1] in done.stderr
+    assert not list(room.iterdir())

@@ -153,4 +153,5 @@ def test_check_is_clean_on_a_real_capture(kho: Run, handoff: Path) -> None:
 
 def test_explain(kho: Run) -> None:
     assert "scratch" in kho("explain", "KHO-SCR-004").text
+    assert "compatible string" in kho("explain", "kho-abi-020").text
     assert kho("explain", "KHO-SCR-999").status == 2

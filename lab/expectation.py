@@ -242,7 +242,8 @@ def _has_kho_test(image: Any) -> bool:
 def _content_sum(image: Any, memfd: Any) -> str | None:
     from inspector.walk.folio_file import content
 
-    if memfd.size > _MAX_CONTENT:
+    # Where the list of folios was not read, what is not there does not mean zeros.
+    if memfd.size > _MAX_CONTENT or (memfd.nr_folios and not len(memfd.addresses)):
         return None
     sum_ = hashlib.sha256()
     for piece in content(image.survey, memfd):

@@ -66,6 +66,8 @@ class Booting:
     #: What the kernel does about state it cannot read, where it is not what releases do.
     behaviours: Mapping[str, str] = field(default_factory=dict)
     freed: Freed = field(default_factory=Freed)
+    #: Whether libfdt reads the root FDT to its end.
+    root_ends: bool = True
 
     @property
     def generation(self) -> KhoGeneration:
@@ -77,6 +79,12 @@ class Booting:
     def ignores(self, situation: str) -> bool:
         """Whether the kernel ignores what others panic or fail about."""
         return self.behaviours.get(situation) == "ignore"
+
+    @property
+    def x86(self) -> bool:
+        """Whether this is surely a PC."""
+        how = self.handover.how if self.handover is not None else None
+        return how is How.SETUP_DATA or self.view.memory.machine == "x86_64"
 
     @property
     def handed_off(self) -> bool:
@@ -219,7 +227,8 @@ def _compatible(boot: Booting, root: libfdt.Node) -> bool:
                 "disabling KHO revival", value or b"",
             )  # fmt: skip
     # Later readers have all of memory mapped.
-    boot.tree = libfdt.Node(libfdt.Blob(boot.view.read, boot.root))
+    whole = libfdt.Blob(boot.view.read, boot.root)
+    boot.tree, boot.root_ends = libfdt.Node(whole), whole.ends()
     return True
 
 

@@ -164,6 +164,8 @@ def _sort_flbs(found: Devices, entries: list[FlbEntry]) -> None:
     for flb in entries:
         if flb.name in ours and flb.name not in found.flbs:
             found.flbs[flb.name] = flb
+        elif not flb.name:
+            boot.notes.append(f"{flb.path}: an entry without a name, which nobody has made")
         elif not flb.name.startswith(_TEST_FLB) and flb.name not in ours:
             text = flb.name.decode("utf-8", "backslashreplace")
             what = (

@@ -23,6 +23,7 @@ from inspector.findings import Outcome
 from inspector.kernel import libfdt
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.frames import FrameSet
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.revive import Blob, find_blob, read_tree
 from inspector.kernel.view import Absent, PageFault
@@ -94,6 +95,8 @@ class Incoming:
     opened: bool = False
     #: Pages of the blob and of its blocks, freed once they are read.
     pages: list[tuple[int, int]] = field(default_factory=list)
+    #: Frames that were given back before the device is opened.
+    lost: FrameSet = field(default_factory=FrameSet)
     _blocks: U64Array | None = None
 
     def files(self) -> Iterator[tuple[SessionEntry, FileEntry]]:
@@ -250,6 +253,8 @@ def protected(boot: Booting, path: str, what: str, address: int, size: int) -> b
     start = address - address % page
     if boot.preserved.covers(np.array([start], np.uint64), address + size - start)[0]:
         return True
+    if untouched(boot, address, size):
+        return True
     boot.reasons.add(
         Outcome.CORRUPTION,
         f"{what} at {address:#x} is not preserved: it is read when its memory is in use already",
@@ -258,10 +263,29 @@ def protected(boot: Booting, path: str, what: str, address: int, size: int) -> b
     return False
 
 
-def _block_preserved(boot: Booting, path: str, what: str, address: int) -> None:
+#: Low memory that a PC's kernel reserves for the BIOS and puts nothing into (up to 1 MiB are
+#: reserved; the trampoline goes to the top of what is there).
+_LOW = 512 << 10
+
+
+def untouched(boot: Booting, address: int, size: int) -> bool:
+    """Whether nothing is put there, although it was not preserved."""
+    return boot.x86 and address + size <= _LOW
+
+
+def _block_preserved(boot: Booting, luo: Incoming, path: str, what: str, address: int) -> None:
     """Blocks are followed before anything tells whether their pages were preserved."""
     assert boot.preserved is not None
-    if not boot.preserved.covers(np.array([address], np.uint64), boot.view.page_size)[0]:
+    if untouched(boot, address, boot.view.page_size):
+        return
+    if luo.lost.contains(np.array([address >> boot.view.page_shift], np.uint64))[0]:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"{what} at {address:#x} was freed with something else before it is read: what lies"
+            " there then is followed as a pointer",
+            path=path, address=address, dmesg="general protection fault",
+        )  # fmt: skip
+    elif not boot.preserved.covers(np.array([address], np.uint64), boot.view.page_size)[0]:
         boot.reasons.add(
             Outcome.BOOT_FAILS,
             f"{what} at {address:#x} is not preserved: its memory is in use when it is read, and"
@@ -295,13 +319,13 @@ def block_chain(boot: Booting, first: int, entry: Struct) -> U64Array:
 
 
 def _block_rows(
-    boot: Booting, blocks: U64Array, entry: Struct, path: str, what: str
+    boot: Booting, luo: Incoming, blocks: U64Array, entry: Struct, path: str, what: str
 ) -> tuple[npt.NDArray[Any], list[int]]:
     """The entries of all blocks and their addresses."""
     parts: list[npt.NDArray[Any]] = []
     addresses: list[int] = []
     for at, count in blocks.tolist():
-        _block_preserved(boot, path, what, at)
+        _block_preserved(boot, luo, path, what, at)
         start = at + kho_block_header_ser.size
         parts.append(np.frombuffer(boot.view.read(start, count * entry.size), entry.dtype))
         addresses += range(start, start + count * entry.size, entry.size)
@@ -317,6 +341,7 @@ def open_device(boot: Booting, luo: Incoming) -> None:
     """Deserialize once. Raises KernelErrno (EIO) if that failed; the reasons say why."""
     if not luo.opened:
         luo.opened = True
+        luo.lost.add(boot.freed.frames())
         try:
             _deserialize(boot, luo)
         except KernelErrno as error:
@@ -373,10 +398,7 @@ def _deserialize(boot: Booting, luo: Incoming) -> None:
 
 def _odd_name(boot: Booting, session: SessionEntry, raw: bytes) -> None:
     if not session.name:
-        boot.reasons.add(
-            Outcome.STATE_LOST, "the session has no name, so nobody can ask for it",
-            path=session.path, address=session.address, data=raw,
-        )  # fmt: skip
+        boot.notes.append(f"{session.path}: a session without a name, retrieved by that")
     elif b"\0" not in raw:
         boot.reasons.add(
             Outcome.TAKEN_OVER_WITH_WARNINGS,
@@ -393,7 +415,7 @@ def _session_rows(boot: Booting, luo: Incoming) -> tuple[npt.NDArray[Any], list[
         if not luo.sessions_at or luo._blocks is None:
             return np.empty(0, entry.dtype), []
         luo.pages += [(int(at), page) for at in luo._blocks[:, 0]]
-        return _block_rows(boot, luo._blocks, entry, path, "a block of sessions")
+        return _block_rows(boot, luo, luo._blocks, entry, path, "a block of sessions")
     size = abi_luo.LUO_SESSION_PGCNT * page
     count = int.from_bytes(boot.view.read(luo.sessions_at, 8), "little")
     capacity = (size - 8) // entry.size
@@ -428,7 +450,7 @@ def _files(
         held = int(blocks[:, 1].sum())
         if held != count:
             raise KernelErrno("EINVAL", f"{count} files are counted, the blocks hold {held}")
-        rows, addresses = _block_rows(boot, blocks, entry, path, "a block of files")
+        rows, addresses = _block_rows(boot, luo, blocks, entry, path, "a block of files")
         luo.pages += [(int(at), page) for at in blocks[:, 0]]
     else:
         capacity = abi_luo.LUO_FILE_PGCNT * page // entry.size

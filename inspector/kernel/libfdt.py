@@ -164,6 +164,18 @@ class Blob:
                 return
         raise FdtError("a structure without an end", here)
 
+    def ends(self) -> bool:
+        """Whether the walk from the root gets to the end of the structure."""
+        at, depth = 0, 0
+        for _ in range(_MAX_STEPS):
+            tag, at = self._tag(at)
+            depth += (tag == _BEGIN_NODE) - (tag == _END_NODE)
+            if tag == _END or depth < 0:
+                return at >= 0 and depth == 0
+            if depth == 0 and tag not in (_NOP, _END_NODE):
+                return False
+        return False
+
     def subnode(self, node: int, name: bytes) -> int | None:
         """``fdt_subnode_offset``. A name without ``@`` also means one that has a unit behind."""
         for child in self.children(node):

@@ -17,7 +17,7 @@ from abi.schema import Struct, resolve
 from inspector.findings import Outcome
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.incoming import FileEntry, protected
+from inspector.kernel.incoming import FileEntry, untouched
 from inspector.kernel.pages import Area, free_area, release, restore_vmalloc, take_folios
 from inspector.kernel.restore import I8Array
 from inspector.kernel.view import PageFault, View
@@ -113,6 +113,14 @@ class RestoredMemfd(RestoredFolios):
         return self.seals | _IMPLIED if self.seals & _SEAL_EXEC else self.seals
 
 
+def _kept(boot: Booting, address: int, size: int) -> bool:
+    """Whether nothing was put where a struct lies."""
+    assert boot.preserved is not None
+    start = address - address % boot.view.page_size
+    covered = boot.preserved.covers(np.array([start], np.uint64), address + size - start)[0]
+    return bool(covered) or untouched(boot, address, size)
+
+
 def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
     for at in range(start, end, _PIECE):
         size = min(_PIECE, end - at)
@@ -122,8 +130,14 @@ def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
 def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
     """Build the file again. Raises KernelErrno, Absent, PageFault."""
     layout = resolve(boot.kernel["memfd"].layouts["memfd_luo_ser"], boot.view.page_size)
-    if boot.marks.peek(entry.data >> boot.view.page_shift) < 0:
-        protected(boot, entry.path, "struct memfd_luo_ser", entry.data, layout.size)
+    taken = boot.marks.peek(entry.data >> boot.view.page_shift) < 0
+    if taken and not _kept(boot, entry.data, layout.size):
+        # Seals, features and the folios' list are checked: chance does not pass.
+        raise KernelErrno(
+            "EINVAL",
+            f"struct memfd_luo_ser at {entry.data:#x} is not preserved: it is read when its memory"
+            " is in use already",
+        )
     values = layout.unpack(boot.view.read(entry.data, layout.size))
     seals = _seals(layout, values)
     frames, orders, index = restore_folios(

@@ -153,6 +153,12 @@ def _nobody_asks(boot: Booting) -> None:
                 Outcome.STATE_LOST, "nobody asks for a blob of this name", path=f"/{name}",
                 address=boot.root,
             )  # fmt: skip
+    if not boot.root_ends:
+        boot.reasons.add(
+            Outcome.STATE_LOST,
+            "the root FDT is damaged: what comes behind is not found, and nobody says so",
+            path="/", address=boot.root,
+        )  # fmt: skip
 
 
 # -- reserve_mem --------------------------------------------------------------------------------
@@ -293,6 +299,9 @@ def _self_test(boot: Booting, found: Clients, blob: Blob) -> None:
     if count is None or csum is None or info is None:
         _test_failed(boot, blob, "a property is missing or malformed")
         return
+    if abi_test.KHO_TEST_COMPATIBLE.encode() not in root.compatible:
+        _test_failed(boot, blob, "it does not say that it is a test's")
+        return
     if _word(root, abi_test.PROP_MAGIC) != abi_test.KHO_TEST_MAGIC:
         _test_failed(boot, blob, "magic is wrong")
         return
@@ -317,6 +326,9 @@ def _restore_test(boot: Booting, found: Clients, blob: Blob, folios: U64Array, c
         i = int(np.flatnonzero(orders < 0)[0])
         _test_failed(boot, blob, f"folio {int(folios[i]):#x} is not preserved")
         return
+    # What the test has restored it frees, be it its own or not.
+    for order in np.unique(orders).tolist():
+        boot.freed.add((folios >> shift)[orders == order], order)
     total = csum_of = 0
     for address, order in zip((folios >> shift << shift).tolist(), orders.tolist(), strict=True):
         size = boot.view.page_size << order

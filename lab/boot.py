@@ -19,6 +19,10 @@ _BASE_COMMAND_LINE = (
 )
 
 
+#: Bytes of free memory that are filled before the device is opened, at most.
+_USED = 1 << 30
+
+
 def script(expected: Expectation) -> str:
     """What the new kernel's init is to do with the image."""
     lines = [
@@ -26,6 +30,8 @@ def script(expected: Expectation) -> str:
         "exists /dev/liveupdate",
         "send /proc/iomem consumer/iomem",
         "symbols consumer/symbols _text reserved_mem_table",
+        # What is not protected gets used sooner or later: here it is before anything is asked for.
+        f"use {_USED}",
         "open",
     ]
     for session in expected.sessions:

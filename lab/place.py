@@ -130,6 +130,8 @@ def _array(
     try:
         return memory.read(handover.scratch_address, min(handover.scratch_size, _PAGE))
     except MemoryFault as fault:
+        if fault.state is PageState.OUTSIDE and handover.parent is not None:
+            return b""  # the kernel is told that address all the same
         raise UsageError(
             f"the scratch array is not in the image ({fault}); give --scratch"
         ) from None
@@ -242,7 +244,11 @@ def _place(
         struct.pack_into("<QQI", params, _E820_TABLE + 20 * i, start, size, 1)
     data = struct.pack("<QII", 0, _SETUP_KEXEC_KHO, 32)
     data += struct.pack(
-        "<QQQQ", handover.fdt_address, handover.fdt_size, array_at, handover.scratch_size
+        "<QQQQ",
+        handover.fdt_address,
+        handover.fdt_size,
+        array_at if array else handover.scratch_address,
+        handover.scratch_size,
     )
     pieces = [(base, image[setup:]), (params_at, bytes(params)), (line_at, line)]
     pieces += [(data_at, data), (array_at, array), (initrd_at, initrd)]

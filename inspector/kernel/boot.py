@@ -16,6 +16,7 @@ from abi.boot import kho_scratch
 from abi.kho import KhoGeneration, MapKind
 from inspector.findings import Findings, Outcome
 from inspector.kernel import libfdt
+from inspector.kernel.frames import FrameSet
 from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.restore import (
@@ -41,8 +42,11 @@ _ENOUGH, _TOO_LITTLE = 16 * MiB, 12 * MiB
 _ENOUGH_APART, _TOO_LITTLE_APART = 8 * MiB, 4 * MiB
 #: A compressed kernel unpacks to at most so many times its size.
 _UNPACKED = 4
-#: What x86 can map in early boot: 64 pages.
-_EARLY_MAP = 64 << 12
+#: Pages that x86 can map in early boot.
+_EARLY_MAP = 64
+_M32 = (1 << 32) - 1
+#: Bytes of struct page for a page of memory, of 4 KiB.
+_PAGE_STRUCT = 64
 #: No machine preserves more blocks than this.
 _MAX_BLOCKS = 1 << 28
 
@@ -66,6 +70,8 @@ class Booting:
     #: What the kernel does about state it cannot read, where it is not what releases do.
     behaviours: Mapping[str, str] = field(default_factory=dict)
     freed: Freed = field(default_factory=Freed)
+    #: Frames that were given back long before what lies in them is read.
+    lost: FrameSet = field(default_factory=FrameSet)
     #: Whether libfdt reads the root FDT to its end.
     root_ends: bool = True
 
@@ -130,11 +136,14 @@ def _root(boot: Booting) -> bool:
                 boot, f"the size of the {what} is handed over as 0", boot.handover.address,
                 "disabling KHO revival",
             )  # fmt: skip
-        for what, length, message in (
-            ("root FDT", size, "failed to memremap FDT"),
-            ("scratch array", boot.handover.scratch_size, "failed to memremap scratch"),
-        ):
-            if boot.handover.how is How.SETUP_DATA and length > _EARLY_MAP:
+        for what, address, length, message in (
+            ("root FDT", boot.root, size, "failed to memremap FDT"),
+            (
+                "scratch array", boot.handover.scratch_address, boot.handover.scratch_size,
+                "failed to memremap scratch",
+            ),
+        ):  # fmt: skip
+            if boot.handover.how is How.SETUP_DATA and _early_pages(address, length) > _EARLY_MAP:
                 return _refuse(
                     boot, f"the size of the {what} is handed over as {length:#x}, more than can"
                     " be mapped early", boot.handover.address, message,
@@ -162,6 +171,11 @@ def _root(boot: Booting) -> bool:
         )
     except fdt.FdtError as error:
         return _refuse(boot, f"the root FDT is invalid: {error}", boot.root, "is invalid")
+
+
+def _early_pages(address: int, size: int) -> int:
+    """How many pages early_memremap counts, in 32 bits, for a range of bytes."""
+    return (address % 4096 + size + 4095 >> 12) & _M32
 
 
 def _candidate(boot: Booting) -> Candidate | None:
@@ -239,7 +253,8 @@ def _scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
     handover = boot.handover
     if handover is None:
         return True
-    count = min(handover.scratch_size // kho_scratch.size, 4096)
+    # The number of areas has 32 bits, too.
+    count = min(handover.scratch_size // kho_scratch.size & _M32, 4096)
     try:
         data = boot.view.read(handover.scratch_address, count * kho_scratch.size)
     except Absent as lack:
@@ -249,9 +264,13 @@ def _scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
         )  # fmt: skip
         return True
     except PageFault as fault:
-        return _refuse(
-            boot, "the scratch array cannot be mapped", fault.address, "failed to memremap scratch"
-        )
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"the scratch array is said to be at {handover.scratch_address:#x}, where no memory is:"
+            " what is read there are no areas, and early boot has no memory at all",
+            path="/scratch", address=fault.address, dmesg="Failed to allocate",
+        )  # fmt: skip
+        return False
     if count and not any(data):
         boot.notes.append("the scratch array is not copied yet: it is taken to be what it must be")
         return True
@@ -264,6 +283,7 @@ def _scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
 
 def _areas(boot: Booting) -> bool:
     assert boot.handover is not None
+    view_page = boot.view.page_size
     for i, (start, size) in enumerate(boot.scratch):
         if not size:
             continue
@@ -291,6 +311,14 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
             return False
+        if not inside and size // view_page * _PAGE_STRUCT > _real(boot):
+            boot.reasons.add(
+                Outcome.BOOT_FAILS,
+                f"scratch area {start:#x}+{size:#x} is taken for memory: there is no room for the"
+                " page structs of so much",
+                path="/scratch", address=at, dmesg="Failed to allocate",
+            )  # fmt: skip
+            return False
         if not inside:
             boot.reasons.add(
                 Outcome.CANNOT_TELL,
@@ -298,6 +326,13 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
     return True
+
+
+def _real(boot: Booting) -> int:
+    """Bytes of scratch that are memory; what of an area reaches behind it does not count."""
+    ends = [r.end for r in boot.view.ram or boot.view.memory.regions]
+    end = max(ends, default=0)
+    return sum(max(min(start + size, end) - start, 0) for start, size in boot.scratch)
 
 
 def _behind_all(boot: Booting, start: int) -> bool:

@@ -206,6 +206,7 @@ class Consumer:
                     " before: it cannot be restored",
                     path="/LUO", address=address, dmesg="kho_restore_page",
                 )  # fmt: skip
+        self.state.lost.add(self.state.freed.frames())
 
     def retrieve_session(self, name: str | bytes) -> Session:
         """A session by name. Raises ENOENT, EINVAL (retrieved before), and what opening raises."""

@@ -23,7 +23,6 @@ from inspector.findings import Outcome
 from inspector.kernel import libfdt
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import FrameSet
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.revive import Blob, find_blob, read_tree
 from inspector.kernel.view import Absent, PageFault
@@ -95,8 +94,6 @@ class Incoming:
     opened: bool = False
     #: Pages of the blob and of its blocks, freed once they are read.
     pages: list[tuple[int, int]] = field(default_factory=list)
-    #: Frames that were given back before the device is opened.
-    lost: FrameSet = field(default_factory=FrameSet)
     _blocks: U64Array | None = None
 
     def files(self) -> Iterator[tuple[SessionEntry, FileEntry]]:
@@ -273,12 +270,12 @@ def untouched(boot: Booting, address: int, size: int) -> bool:
     return boot.x86 and address + size <= _LOW
 
 
-def _block_preserved(boot: Booting, luo: Incoming, path: str, what: str, address: int) -> None:
+def _block_preserved(boot: Booting, path: str, what: str, address: int) -> None:
     """Blocks are followed before anything tells whether their pages were preserved."""
     assert boot.preserved is not None
     if untouched(boot, address, boot.view.page_size):
         return
-    if luo.lost.contains(np.array([address >> boot.view.page_shift], np.uint64))[0]:
+    if boot.lost.contains(np.array([address >> boot.view.page_shift], np.uint64))[0]:
         boot.reasons.add(
             Outcome.BOOT_FAILS,
             f"{what} at {address:#x} was freed with something else before it is read: what lies"
@@ -314,18 +311,35 @@ def block_chain(boot: Booting, first: int, entry: Struct) -> U64Array:
                 "EINVAL", f"block {at:#x} counts {count} entries, it holds 1 to {capacity}"
             )
         met[at] = count
+        _behind_the_count(boot, at, count, capacity, entry, last=not any(head[:8]))
         at = int.from_bytes(head[:8], "little")
     return np.array(list(met.items()), np.uint64).reshape(-1, 2)
 
 
+def _behind_the_count(
+    boot: Booting, at: int, count: int, capacity: int, entry: Struct, *, last: bool
+) -> None:
+    """Every block but the last is written full: what lies behind a lower count is not read."""
+    behind = at + kho_block_header_ser.size + count * entry.size
+    if last or count == capacity or not boot.view.present(behind, entry.size):
+        return
+    data = boot.view.read(behind, entry.size)
+    if any(data):
+        boot.reasons.add(
+            Outcome.STATE_LOST,
+            f"block {at:#x} counts {count} entries, holds more and is not the last: they are lost",
+            path="/LUO", address=behind, data=data[:64],
+        )  # fmt: skip
+
+
 def _block_rows(
-    boot: Booting, luo: Incoming, blocks: U64Array, entry: Struct, path: str, what: str
+    boot: Booting, blocks: U64Array, entry: Struct, path: str, what: str
 ) -> tuple[npt.NDArray[Any], list[int]]:
     """The entries of all blocks and their addresses."""
     parts: list[npt.NDArray[Any]] = []
     addresses: list[int] = []
     for at, count in blocks.tolist():
-        _block_preserved(boot, luo, path, what, at)
+        _block_preserved(boot, path, what, at)
         start = at + kho_block_header_ser.size
         parts.append(np.frombuffer(boot.view.read(start, count * entry.size), entry.dtype))
         addresses += range(start, start + count * entry.size, entry.size)
@@ -341,7 +355,7 @@ def open_device(boot: Booting, luo: Incoming) -> None:
     """Deserialize once. Raises KernelErrno (EIO) if that failed; the reasons say why."""
     if not luo.opened:
         luo.opened = True
-        luo.lost.add(boot.freed.frames())
+        boot.lost.add(boot.freed.frames())
         try:
             _deserialize(boot, luo)
         except KernelErrno as error:
@@ -400,11 +414,10 @@ def _odd_name(boot: Booting, session: SessionEntry, raw: bytes) -> None:
     if not session.name:
         boot.notes.append(f"{session.path}: a session without a name, retrieved by that")
     elif b"\0" not in raw:
-        boot.reasons.add(
-            Outcome.TAKEN_OVER_WITH_WARNINGS,
-            "the name is not terminated: the session is known by its first 63 bytes",
-            path=session.path, address=session.address, data=raw,
-        )  # fmt: skip
+        boot.notes.append(
+            f"{session.path}: the name is not terminated, the session is known by its first 63"
+            " bytes"
+        )
 
 
 def _session_rows(boot: Booting, luo: Incoming) -> tuple[npt.NDArray[Any], list[int]]:
@@ -415,7 +428,7 @@ def _session_rows(boot: Booting, luo: Incoming) -> tuple[npt.NDArray[Any], list[
         if not luo.sessions_at or luo._blocks is None:
             return np.empty(0, entry.dtype), []
         luo.pages += [(int(at), page) for at in luo._blocks[:, 0]]
-        return _block_rows(boot, luo, luo._blocks, entry, path, "a block of sessions")
+        return _block_rows(boot, luo._blocks, entry, path, "a block of sessions")
     size = abi_luo.LUO_SESSION_PGCNT * page
     count = int.from_bytes(boot.view.read(luo.sessions_at, 8), "little")
     capacity = (size - 8) // entry.size
@@ -446,11 +459,15 @@ def _files(
     entry = resolve(generation.layouts["luo_file_ser"], page)
     path = f"{session.path}/files"
     if generation.files == "blocks":
-        blocks = block_chain(boot, files_at, entry)
+        try:
+            blocks = block_chain(boot, files_at, entry)
+        except KernelErrno as error:
+            _clean_up(boot, path, files_at, error)
+            raise
         held = int(blocks[:, 1].sum())
         if held != count:
             raise KernelErrno("EINVAL", f"{count} files are counted, the blocks hold {held}")
-        rows, addresses = _block_rows(boot, luo, blocks, entry, path, "a block of files")
+        rows, addresses = _block_rows(boot, blocks, entry, path, "a block of files")
         luo.pages += [(int(at), page) for at in blocks[:, 0]]
     else:
         capacity = abi_luo.LUO_FILE_PGCNT * page // entry.size
@@ -461,6 +478,20 @@ def _files(
         addresses = [files_at + i * entry.size for i in range(count)]
         luo.pages.append((files_at, abi_luo.LUO_FILE_PGCNT * page))
     _entries(boot, session, rows, addresses, known)
+
+
+def _clean_up(boot: Booting, path: str, at: int, error: KernelErrno) -> None:
+    """After an error the list's first block is freed: the page that it lies in, whoever has it."""
+    assert boot.preserved is not None
+    page = boot.view.page_size
+    frame = at // page
+    if at % page and boot.preserved.covers(np.array([frame * page], np.uint64), page)[0]:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"a list of files that begins inside a page, {at:#x}, is refused ({error.reason}), and"
+            " that page is freed although something else lies in it",
+            path=path, address=at, dmesg="during deserialization",
+        )  # fmt: skip
 
 
 def _entries(

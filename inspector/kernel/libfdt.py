@@ -64,6 +64,8 @@ class Blob:
             raise FdtError(f"version {self.version} below its own {self._last}", 20)
         if self.total < header:
             raise FdtError(f"a size of {self.total} bytes", 4)
+        if self._reserved % 8:
+            raise FdtError("the reservations are not aligned to 8 bytes", 16)
         blocks = [("reservations", self._reserved, 0), ("structure", self._struct, 0)]
         if self.version >= _LAST_VERSION:
             blocks[1] = ("structure", self._struct, self._struct_size)

@@ -113,12 +113,13 @@ class RestoredMemfd(RestoredFolios):
         return self.seals | _IMPLIED if self.seals & _SEAL_EXEC else self.seals
 
 
-def _kept(boot: Booting, address: int, size: int) -> bool:
-    """Whether nothing was put where a struct lies."""
+def _covered(boot: Booting, address: int, size: int) -> bool:
+    """Whether the pages of a struct were handed over, and not freed long ago."""
     assert boot.preserved is not None
     start = address - address % boot.view.page_size
     covered = boot.preserved.covers(np.array([start], np.uint64), address + size - start)[0]
-    return bool(covered) or untouched(boot, address, size)
+    frame = np.array([address >> boot.view.page_shift], np.uint64)
+    return bool(covered and not boot.lost.contains(frame)[0])
 
 
 def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
@@ -130,15 +131,17 @@ def _zeros(start: int, end: int) -> Iterator[tuple[int, int, bytes]]:
 def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
     """Build the file again. Raises KernelErrno, Absent, PageFault."""
     layout = resolve(boot.kernel["memfd"].layouts["memfd_luo_ser"], boot.view.page_size)
+    raw = boot.view.read(entry.data, layout.size)
     taken = boot.marks.peek(entry.data >> boot.view.page_shift) < 0
-    if taken and not _kept(boot, entry.data, layout.size):
+    covered = not taken or _covered(boot, entry.data, layout.size)
+    if not covered and not untouched(boot, entry.data, layout.size):
         # Seals, features and the folios' list are checked: chance does not pass.
         raise KernelErrno(
             "EINVAL",
-            f"struct memfd_luo_ser at {entry.data:#x} is not preserved: it is read when its memory"
-            " is in use already",
+            f"struct memfd_luo_ser at {entry.data:#x} is not preserved, or was freed before: it is"
+            " read when its memory is in use already",
         )
-    values = layout.unpack(boot.view.read(entry.data, layout.size))
+    values = layout.unpack(raw)
     seals = _seals(layout, values)
     frames, orders, index = restore_folios(
         boot, entry, layout.nested(values, "folios"), values["nr_folios"]
@@ -149,6 +152,13 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
             f"struct memfd_luo_ser at {entry.data:#x} begins no preserved block, or was freed"
             " with another file: it cannot be restored",
             path=entry.path, address=entry.data, dmesg="kho_restore_page",
+        )  # fmt: skip
+    if not covered:
+        boot.reasons.add(
+            Outcome.CORRUPTION,
+            f"struct memfd_luo_ser at {entry.data:#x} was not handed over: the file is made of what"
+            " lies there by chance",
+            path=entry.path, address=entry.data,
         )  # fmt: skip
     known = "seals" in values or "word" in values
     return RestoredMemfd(

@@ -126,6 +126,9 @@ def _run(boot: Booting, name: str, client: object) -> None:
         blob = find_blob(boot, name)
         if blob is not None:
             client(blob)  # type: ignore[operator]
+        elif name == memblock.MEMBLOCK_NODE_NAME:
+            for region in asked_for(boot):
+                _fresh(boot, region.name, path, boot.root)
     except Absent as lack:
         boot.reasons.add(
             Outcome.CANNOT_TELL, f"what {name} handed over is not in the image", path=path,
@@ -153,12 +156,14 @@ def _nobody_asks(boot: Booting) -> None:
                 Outcome.STATE_LOST, "nobody asks for a blob of this name", path=f"/{name}",
                 address=boot.root,
             )  # fmt: skip
-    if not boot.root_ends:
-        boot.reasons.add(
-            Outcome.STATE_LOST,
-            "the root FDT is damaged: what comes behind is not found, and nobody says so",
-            path="/", address=boot.root,
-        )  # fmt: skip
+    if boot.root_ends:
+        return
+    message = "the root FDT is damaged: what comes behind is not found, and nobody says so"
+    # A kernel with LUO always has a blob for it.
+    if boot.kernel.has("luo") and boot.tree.child(abi_luo.LUO_KHO_ENTRY_NAME.encode()) is None:
+        boot.reasons.add(Outcome.STATE_LOST, message, path="/", address=boot.root)
+    else:
+        boot.notes.append(message)
 
 
 # -- reserve_mem --------------------------------------------------------------------------------
@@ -214,14 +219,23 @@ def _reserve_mem(
         found.reserve_mem[name] = (at, length)
     for name in asked or ():
         if name not in names and own:
-            boot.reasons.add(
-                Outcome.TAKEN_OVER_WITH_WARNINGS,
-                f"the command line asks for region {name!r}, which was not handed over: a fresh"
-                " one is made",
-                path=blob.path, address=blob.address, dmesg="has no child",
-            )  # fmt: skip
+            _fresh(boot, name, blob.path, blob.address)
         elif name not in names:
             boot.notes.append(f"region {name} was not handed over: a fresh one is made")
+
+
+def _fresh(boot: Booting, name: str, path: str, address: int) -> None:
+    """A region that is asked for and was not handed over.
+
+    Early boot has no memory but scratch, so that is where it goes; handing it over again is
+    then refused (with KEXEC_HANDOVER_DEBUG with a warning at once).
+    """
+    boot.reasons.add(
+        Outcome.TAKEN_OVER_WITH_WARNINGS,
+        f"the command line asks for region {name!r}, which was not handed over: a fresh one is made"
+        " in scratch memory, which cannot be handed over",
+        path=path, address=address, dmesg="kho_preserve_pages",
+    )  # fmt: skip
 
 
 def asked_for(boot: Booting) -> tuple[ReserveMem, ...]:

@@ -12,6 +12,7 @@
  *   load COMMANDLINE                     kexec_file_load of /next/kernel and /next/initrd
  *   kexec                                jump
  * Consumer:
+ *   use SIZE                             write to free memory, SIZE bytes at most, and free it
  *   open                                 open /dev/liveupdate
  *   retrieve HEXNAME                     retrieve a session; it becomes the current one
  *   file TOKEN FRAMES                    retrieve a file: size, position, seals, SHA-256 and, if
@@ -46,6 +47,8 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -418,6 +421,41 @@ static void do_file(char *arguments)
 	    hex);
 }
 
+/*
+ * Fill free memory, as programs that start meanwhile would, and give it back. A child does it:
+ * scratch counts as free but not everything can use it, so memory may run out before it seems
+ * to, and then the kernel must have somebody else than init to kill.
+ */
+static void fill_memory(uint64_t limit)
+{
+	uint64_t used = 0;
+	int score = open("/proc/self/oom_score_adj", O_WRONLY);
+	uint8_t *all = mmap(NULL, limit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct sysinfo now;
+
+	if (score < 0 || write(score, "1000", 4) != 4)
+		_exit(1);
+	while (all != MAP_FAILED && used + CHUNK <= limit && !sysinfo(&now)) {
+		if (now.freeram * now.mem_unit < 3 << 20)
+			break;
+		memset(all + used, 0xa5, CHUNK);
+		used += CHUNK;
+	}
+	_exit(0);
+}
+
+static void do_use(uint64_t limit)
+{
+	int status = -1;
+	pid_t child = fork();
+
+	if (!child)
+		fill_memory(limit);
+	if (child > 0)
+		waitpid(child, &status, 0);
+	say("{\"event\":\"use\",\"status\":%d}", status);
+}
+
 static void do_finish(void)
 {
 	struct finish_argument a = { .size = sizeof a };
@@ -470,6 +508,8 @@ static void run(char *line)
 		do_memfd(rest);
 	} else if (!strcmp(line, "file")) {
 		do_file(rest);
+	} else if (!strcmp(line, "use")) {
+		do_use(number(&rest));
 	} else if (!strcmp(line, "finish")) {
 		do_finish();
 	} else if (!strcmp(line, "load")) {

@@ -99,6 +99,7 @@ def test_the_string_behind_a_property_counts_if_a_zero_follows():
         (4, 0x80000000, "size of 0x80000000"),
         (8, 0xFFFFFFF0, "structure"),
         (12, 0xFFFF, "strings"),
+        (16, 42, "reservations are not aligned"),
         (20, 1, "version 1"),
         (24, 18, "compatible with 18"),
     ],

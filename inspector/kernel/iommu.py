@@ -18,7 +18,7 @@ from inspector.kernel.file_handler import Flb
 from inspector.kernel.hardware import PciDevice, Unit
 from inspector.kernel.iopt import PageTable
 from inspector.kernel.kho import Kho
-from inspector.kernel.record import has, pack
+from inspector.kernel.record import Packer, flat, has, pack
 
 DELETED = 1
 Values = Mapping[str, Any]
@@ -72,11 +72,12 @@ class ObjectArray:
         self.objects: Struct = kind.objects
         self.capacity = kind.page.capacity(kho.machine.page_size)
         self._global = generation.counting is Counting.GLOBAL
-        self._spelled = generation.canonical
+        self._packers: dict[tuple[str, ...], Packer] = {}
         head = kind.objects.field("obj" if self._global else "hdr")
         assert head.struct is not None
         assert head.offset == 0
         self._head = head.struct
+        self._head_names = [f"{head.name}.{name}" for name in self._header(0, 0, 0)]
         self.pages: list[int] = []
         self._content: list[bytearray] = []
         self._dirty: set[int] = set()
@@ -114,16 +115,24 @@ class ObjectArray:
             self._add_page()
         content, at = self._at(index)
         content[at : at + self.objects.size] = self._pack(index, values)
-        slot = index % self.capacity
-        content[8:16] = (slot + 1).to_bytes(8, "little")
+        content[8:16] = (index % self.capacity + 1).to_bytes(8, "little")
         self.count += 1
         return index
 
     def _pack(self, index: int, values: Values) -> bytes:
-        spelled = self._spelled
-        native = {spelled.get(name, name): v for name, v in values.items()}
-        native["obj" if self._global else "hdr"] = self._header(index, 1, 0)
-        return pack(self.objects, native, lenient=True)
+        names, given = flat(values)
+        packer = self._packers.get(tuple(names))
+        if packer is None:
+            packer = self._packers[tuple(names)] = self._packer(names)
+        return packer.pack([*given, *self._header(index, 1, 0).values()])
+
+    def _packer(self, names: list[str]) -> Packer:
+        """What packs objects with these members, in the latest spelling, and a header."""
+        spelled = []
+        for name in names:
+            first, dot, rest = name.partition(".")
+            spelled.append(self._generation.native(first) + dot + rest)
+        return Packer(self.objects, (*spelled, *self._head_names), lenient=True)
 
     def _header(self, index: int, ref_count: int, flags: int) -> dict[str, int]:
         header: dict[str, int] = {"ref_count": ref_count}
@@ -186,6 +195,7 @@ class IommuFlb(Flb):
         self._domains: dict[int, int] = {}
         self._devices: dict[int, int] = {}
         self._preserved_domains: dict[int, Domain] = {}
+        self._attachment_id = f"domain_iommu_ser.{generation.native('attachment_id')}"
 
     @property
     def unit_layout(self) -> Struct:
@@ -352,18 +362,15 @@ class IommuFlb(Flb):
         except KernelErrno:
             self._drop_unit(driver)
             raise
-        mapping = {
-            self.generation.native("attachment_id"): domain.attached[driver.unit.base][0],
-            "domain_phys": domain.ser,
-            "iommu_phys": unit_ser,
-        }
         values: dict[str, Any] = {
             "devid": device.bdf,
             "pci_domain_nr": device.segment,
             "dma_owner_token": token,
             "token": token,
             "type": int(driver.unit.type),
-            "domain_iommu_ser": mapping,
+            self._attachment_id: domain.attached[driver.unit.base][0],
+            "domain_iommu_ser.domain_phys": domain.ser,
+            "domain_iommu_ser.iommu_phys": unit_ser,
             **own,
         }
         index = self.devices.add(values)

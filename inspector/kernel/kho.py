@@ -78,6 +78,9 @@ class Kho:
         self.finalized = False
         self.blobs: dict[str, Blob] = {}
         self._orders: dict[int, int] = {}
+        # Looked up once: there may be a hundred thousand folios.
+        self._no_scratch = profile.scratch_overlap_checked
+        self._by_hand = profile.finalize is Finalize.DEBUGFS
         generation = profile["kho"]
         assert isinstance(generation, KhoGeneration)
         self.generation = generation
@@ -93,14 +96,12 @@ class Kho:
     # -- pages ---------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self.finalized and self.profile.finalize is Finalize.DEBUGFS:
+        if self.finalized and self._by_hand:
             raise KernelErrno("EBUSY", "the handover is finalized already")
 
     def _check_scratch(self, frame: int, count: int) -> None:
-        if not self.profile.scratch_overlap_checked:
-            return
         shift = self.machine.page_shift
-        if self.machine.in_scratch(frame << shift, frame + count << shift):
+        if self._no_scratch and self.machine.in_scratch(frame << shift, frame + count << shift):
             raise KernelErrno("EINVAL", f"frame {frame:#x} lies in scratch")
 
     def preserve_folio(self, frame: int, order: int = 0) -> None:
@@ -117,7 +118,7 @@ class Kho:
     def preserve_folios(self, frames: U64Array, order: int = 0) -> None:
         """Many folios of one order. Raises as :meth:`preserve_folio`, with nothing preserved."""
         self._check_open()
-        if self.profile.scratch_overlap_checked and len(frames):
+        if self._no_scratch and len(frames):
             shift = np.uint64(self.machine.page_shift)
             start = frames << shift
             end = (frames + np.uint64(1 << order)) << shift
@@ -171,9 +172,7 @@ class Kho:
         """
         pages = -(-size // self.machine.page_size)
         order = (pages - 1).bit_length()
-        frame = self.machine.alloc(order)
-        if content:
-            self.machine.memory.write(frame << self.machine.page_shift, content)
+        frame = self.machine.alloc(order, content)
         try:
             self.preserve_folio(frame, order)
         except KernelErrno:

@@ -235,7 +235,10 @@ class Luo:
 
     def handler(self, file: Any) -> FileHandler | None:
         """The handler that takes a file."""
-        return next((h for h in self.handlers if h.can_preserve(file)), None)
+        for handler in self.handlers:
+            if handler.can_preserve(file):
+                return handler
+        return None
 
     def register(self, handler: FileHandler) -> None:
         """Add a handler, and its FLBs in the order they first appear."""

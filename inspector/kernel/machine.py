@@ -246,15 +246,14 @@ class Machine:
         at = int(np.searchsorted(self._node_starts, frame, "right")) - 1
         return int(self._node_numbers[at])
 
-    def alloc(self, order: int = 0, *, node: int | None = None, zero: bool = True) -> int:
-        """The first frame of a block, zeroed unless told otherwise. Raises ENOMEM."""
+    def alloc(self, order: int = 0, content: bytes = b"", *, node: int | None = None) -> int:
+        """The first frame of a block that holds ``content`` and zeros. Raises ENOMEM."""
         for where in self.nodes if node is None else (node,):
             try:
                 frame = self.allocators[where].alloc(order)
             except KernelErrno:
                 continue
-            if zero:
-                self.memory.mark_zero(frame << self.page_shift, self.page_size << order)
+            self.memory.fill(frame << self.page_shift, self.page_size << order, content)
             return frame
         raise KernelErrno("ENOMEM", f"no free block of order {order}")
 

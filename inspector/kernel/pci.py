@@ -33,12 +33,9 @@ class PciFlb(Flb):
         self._endpoints: set[int] = set()
         bridges = {(d.segment, b) for d in hardware.devices for b in d.bridges}
         self.maximum = len(hardware.devices) + len(bridges)
-
-    @property
-    def counts_bridges(self) -> bool:
-        """Whether bridges are listed, with the number of endpoints below."""
-        newest = self.generation.form is ArrayForm.BLOCKS and self.version >= 2
-        return newest or (self.generation.has_refcount and self.name == "pci-v2")
+        newest = generation.form is ArrayForm.BLOCKS and self.version >= 2
+        #: Whether bridges are listed, with the number of endpoints below.
+        self.counts_bridges = newest or (generation.has_refcount and self.name == "pci-v2")
 
     def preserve(self) -> int:
         """Allocate the root, with room for every device of the machine where it is an array."""

@@ -28,9 +28,11 @@ def _full(session: str | None, name: str) -> str:
 def _object(world: World, session: str | None, name: str, kind: type) -> Any:
     """An object by its name in the session, or its full name."""
     full = _full(session, name)
-    found = world.objects.get(full, world.objects.get(name))
-    if found is None:
-        found = world.files.get(full, world.files.get(name))
+    found = None
+    for known in (world.objects, world.files):
+        found = known.get(full) or known.get(name)
+        if found is not None:
+            break
     if not isinstance(found, kind):
         raise UsageError(f"there is no {kind.__name__.lower()} {name!r} at this point")
     return found

@@ -49,6 +49,8 @@ _HOST_NAMES = ("nodename", "domainname")
 #: Shorter runs of zero pages are stored: a segment and a note cost space as well.
 _MIN_ZERO = 4 * _PAGE
 _MAX_SPARE = 4096
+#: Bytes and pieces (IOV_MAX of Linux) that are written together.
+_BATCH, _MAX_PARTS = 8 << 20, 1024
 
 
 def write_core(
@@ -142,6 +144,7 @@ class _Core:
         vmcoreinfo: str | None,
     ) -> None:
         """Write data, notes and program headers, and at last the ELF header."""
+        output = _Output(fd)
         at = self.room
         fixed = len(self.zero) + len(self.excluded)
         for address, size, data, is_zero in chunks:
@@ -157,8 +160,9 @@ class _Core:
                 start, length, offset = self.loads[-1]
                 self.loads[-1] = (start, length + size, offset)
             if data is not None and not is_zero:
-                _write_all(fd, data, at)
+                output.put(data, at)
             at += size
+        output.flush()
         note = self._notes(notes, vmcoreinfo)
         note_at = -(-at // 8) * 8
         _write_all(fd, memoryview(note), note_at)
@@ -223,6 +227,38 @@ class _Core:
             loads["paddr"], loads["offset"] = address, offset
             loads["filesz"], loads["memsz"] = stored, size
         return headers
+
+
+class _Output:
+    """Writes pieces of data; those that follow each other in the file go out together."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._parts: list[memoryview] = []
+        self._at = 0
+        self._size = 0
+
+    def put(self, data: memoryview, offset: int) -> None:
+        """Write at an offset, now or at the next :meth:`flush`; ``data`` must not change."""
+        full = self._size >= _BATCH or len(self._parts) == _MAX_PARTS
+        if full or offset != self._at + self._size:
+            self.flush()
+            self._at = offset
+        self._parts.append(data)
+        self._size += len(data)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        parts, self._parts = self._parts, []
+        at, self._at = self._at, self._at + self._size
+        self._size = 0
+        while parts:
+            done = os.pwritev(self._fd, parts, at)
+            at += done
+            while parts and done >= len(parts[0]):
+                done -= len(parts.pop(0))
+            if done:
+                parts[0] = parts[0][done:]
 
 
 def _chunks_of_pieces(pieces: Pieces) -> Iterator[Chunk]:
@@ -293,21 +329,29 @@ def _split(address: int, data: memoryview) -> Iterator[Chunk]:
     """A piece, cut where pages are zero for long enough."""
     for start in range(0, len(data), _CHUNK):
         chunk = data[start : start + _CHUNK]
-        pages = len(chunk) // _PAGE
-        if address % _PAGE or not pages:
-            yield address + start, len(chunk), chunk, False
-            continue
-        words = np.frombuffer(chunk[: pages * _PAGE], np.uint64).reshape(pages, -1)
-        used: npt.NDArray[np.bool_] = np.any(words, axis=1)
         at = 0
-        for end in (*(np.flatnonzero(used[1:] != used[:-1]) + 1).tolist(), pages):
-            begin, stop = at * _PAGE, end * _PAGE
-            zero = not used[at] and stop - begin >= _MIN_ZERO
-            yield address + start + begin, stop - begin, chunk[begin:stop], zero
+        for begin, end in _zero_runs(chunk) if not address % _PAGE else ():
+            if begin > at:
+                yield address + start + at, begin - at, chunk[at:begin], False
+            yield address + start + begin, end - begin, chunk[begin:end], True
             at = end
-        if len(chunk) > pages * _PAGE:
-            rest = chunk[pages * _PAGE :]
-            yield address + start + pages * _PAGE, len(rest), rest, False
+        if at < len(chunk):
+            yield address + start + at, len(chunk) - at, chunk[at:], False
+
+
+def _zero_runs(data: memoryview) -> list[tuple[int, int]]:
+    """(begin, end) of the runs of whole zero pages that are long enough to be left out."""
+    pages = len(data) // _PAGE
+    if pages * _PAGE < _MIN_ZERO:
+        return []
+    words = np.frombuffer(data[: pages * _PAGE], np.uint64).reshape(pages, -1)
+    # The first and the last word are zero nearly only in pages of zeros.
+    zero: npt.NDArray[np.bool_] = (words[:, 0] | words[:, -1]) == 0
+    if zero.any():
+        zero[zero] = ~words[zero].any(axis=1)
+    edge = np.flatnonzero(np.diff(zero, prepend=False, append=False)) * _PAGE
+    runs = edge.reshape(-1, 2)
+    return [(a, b) for a, b in runs.tolist() if b - a >= _MIN_ZERO]
 
 
 def _extend(ranges: list[tuple[int, int]], start: int, size: int) -> None:

@@ -85,6 +85,8 @@ class SparseMemory(PhysicalMemory):
         self._leaves: dict[int, Leaf | int] = {}
         self._chunk_pages = _CHUNK_BYTES // page_size
         self._arena: list[U8Array] = []
+        #: The same blocks as bytes.
+        self._flat: list[memoryview] = []
         self._used = 0
         self._table: SegmentTable | None = None
         self._ram = from_segments([Segment(r.start, r.end - 1, Kind.ZERO) for r in base.regions])
@@ -104,7 +106,7 @@ class SparseMemory(PhysicalMemory):
         The rest of a page that was not present becomes zero. Raises MemoryFault, before
         anything is stored, if part of the range is outside RAM.
         """
-        source: U8Array = np.frombuffer(data, np.uint8)
+        source = memoryview(data) if isinstance(data, bytes) else np.frombuffer(data, np.uint8).data
         size = len(source)
         self._require_ram(pa, size)
         mask = self._size - 1
@@ -112,14 +114,29 @@ class SparseMemory(PhysicalMemory):
         while done < size:
             at = pa + done
             offset = at & mask
-            if offset or size - done < self._size:
-                length = min(self._size - offset, size - done)
-                self._page(at >> self._shift)[offset : offset + length] = source[done:][:length]
+            length = min(self._size - offset, size - done)
+            if length < self._size:
+                flat, start = self._place(self._page(at >> self._shift))
+                start += offset
+                flat[start : start + length] = source[done : done + length]
             else:
                 length = self._write_pages(at >> self._shift, source[done:])
             done += length
 
-    def _write_pages(self, pfn: int, source: U8Array) -> int:
+    def fill(self, pa: int, size: int, content: bytes = b"") -> None:
+        """Make whole pages present: ``content``, then zeros, whatever they held before."""
+        self._check(pa, size)
+        pfn, page = pa >> self._shift, self._size
+        for at in range(0, len(content), page):
+            piece, slot = content[at : at + page], self._used
+            self._allocate(1)
+            flat, start = self._place(slot)
+            flat[start : start + len(piece)] = piece
+            self._leaf(pfn)[pfn % _LEAF] = slot
+            pfn += 1
+        self._mark(pfn, (pa + size) >> self._shift, _ZERO)
+
+    def _write_pages(self, pfn: int, source: memoryview) -> int:
         """Store whole pages of one leaf and one arena block; returns the bytes taken."""
         leaf, i = self._leaf(pfn), pfn % _LEAF
         count = min(len(source) >> self._shift, _LEAF - i)
@@ -136,17 +153,22 @@ class SparseMemory(PhysicalMemory):
             leaf[i : i + count] = np.arange(slot, slot + count, dtype=np.int32)
             self._table = None
         count = min(count, self._chunk_pages - slot % self._chunk_pages)
-        chunk = self._arena[slot // self._chunk_pages]
-        row = slot % self._chunk_pages
+        flat, start = self._place(slot)
         size = count << self._shift
-        chunk[row : row + count].reshape(-1)[:] = source[:size]
+        flat[start : start + size] = source[:size]
         return size
 
     def _allocate(self, count: int) -> None:
         """Take ``count`` slots, which fit into the current block or begin the next."""
         if self._used % self._chunk_pages == 0:
-            self._arena.append(np.zeros((self._chunk_pages, self._size), np.uint8))
+            block = np.zeros((self._chunk_pages, self._size), np.uint8)
+            self._arena.append(block)
+            self._flat.append(block.reshape(-1).data)
         self._used += count
+
+    def _place(self, slot: int) -> tuple[memoryview, int]:
+        """The block of a slot as bytes, and where in it the slot's page begins."""
+        return self._flat[slot // self._chunk_pages], slot % self._chunk_pages << self._shift
 
     def _leaf(self, pfn: int) -> Leaf:
         leaf = self._leaves.get(pfn // _LEAF, _BASE)
@@ -155,36 +177,38 @@ class SparseMemory(PhysicalMemory):
             self._leaves[pfn // _LEAF] = leaf
         return leaf
 
-    def _page(self, pfn: int) -> U8Array:
-        """The stored page, made from the base or zeros if need be."""
+    def _page(self, pfn: int) -> int:
+        """The slot of a page, made from the base or zeros if need be."""
         leaf, i = self._leaf(pfn), pfn % _LEAF
-        slot = int(leaf[i])
-        if slot >= 0:
-            page: U8Array = self._arena[slot // self._chunk_pages][slot % self._chunk_pages]
-            return page
-        new = self._used
+        held = int(leaf[i])
+        if held >= 0:
+            return held
+        slot = self._used
         self._allocate(1)
-        page = self._arena[new // self._chunk_pages][new % self._chunk_pages]
-        if slot == _BASE and not self._blank:
+        if held == _BASE and not self._blank:
             address = np.array([pfn << self._shift], np.uint64)
-            self._base.gather(address, self._size, page[None])
-        leaf[i] = new
+            block, row = divmod(slot, self._chunk_pages)
+            self._base.gather(address, self._size, self._arena[block][row : row + 1])
+        leaf[i] = slot
         self._table = None
-        return page
+        return slot
 
     def mark_zero(self, pa: int, size: int) -> None:
         """Make whole pages present and zero without storing them."""
-        self._mark(pa, size, _ZERO)
+        self._check(pa, size)
+        self._mark(pa >> self._shift, (pa + size) >> self._shift, _ZERO)
 
     def exclude(self, pa: int, size: int) -> None:
         """Leave whole pages out of the image; they stay RAM."""
-        self._mark(pa, size, _EXCLUDED)
+        self._check(pa, size)
+        self._mark(pa >> self._shift, (pa + size) >> self._shift, _EXCLUDED)
 
-    def _mark(self, pa: int, size: int, value: int) -> None:
-        if pa % self._size or size % self._size:
+    def _check(self, pa: int, size: int) -> None:
+        if (pa | size) & (self._size - 1):
             raise UsageError(f"not whole pages of {self._size} bytes: {pa:#x}+{size:#x}")
         self._require_ram(pa, size)
-        pfn, end = pa >> self._shift, (pa + size) >> self._shift
+
+    def _mark(self, pfn: int, end: int, value: int) -> None:
         while pfn < end:
             i = pfn % _LEAF
             count = min(_LEAF - i, end - pfn)
@@ -341,9 +365,9 @@ class SparseMemory(PhysicalMemory):
     def _read_page(self, pa: int, size: int) -> bytes:
         slot = self._slot(pa >> self._shift)
         if slot >= 0:
-            at = pa & self._size - 1
-            page = self._arena[slot // self._chunk_pages][slot % self._chunk_pages]
-            return bytes(page.data[at : at + size])
+            flat, at = self._place(slot)
+            at += pa & self._size - 1
+            return bytes(flat[at : at + size])
         if slot == _BASE:
             return self._base.read(pa, size)
         if slot == _ZERO:
@@ -356,8 +380,8 @@ class SparseMemory(PhysicalMemory):
         if slot < 0:
             return super().span(pa)
         start = pa & -self._size
-        page = self._arena[slot // self._chunk_pages][slot % self._chunk_pages]
-        data = memoryview(page.data).toreadonly()
+        flat, at = self._place(slot)
+        data = flat[at : at + self._size].toreadonly()
         return Span(start, start + self._size, data, data.cast("Q"))
 
     @property
@@ -427,8 +451,7 @@ class SparseMemory(PhysicalMemory):
             while first <= last:
                 chunk, at = divmod(offset, block)
                 length = min(block - at, last + 1 - first)
-                flat = self._arena[chunk].reshape(-1)
-                yield first, memoryview(flat[at : at + length].data).toreadonly()
+                yield first, self._flat[chunk][at : at + length].toreadonly()
                 first, offset = first + length, offset + length
 
     def _base_extents(self) -> Iterator[tuple[int, memoryview]]:

@@ -195,7 +195,8 @@ def test_no_room_for_the_output(arguments: list[str], tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     code = f"{limit}import sys; sys.argv[0] = 'kho'; from inspector.cli.app import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *(str(image) if a == "IMAGE" else a for a in arguments)],
+        # -B: bytecode that is cut off by the limit would stay behind.
+        [sys.executable, "-B", "-c", code, *(str(image) if a == "IMAGE" else a for a in arguments)],
         cwd=room,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -201,6 +201,9 @@ def end_on_signals() -> None:
     """Make the signals that ask for an end unwind the stack, so that clean-up runs."""
 
     def leave(number: int, _frame: types.FrameType | None) -> None:
+        # Removing an unpacked kernel takes its time: say that it is not stuck.
+        with contextlib.suppress(OSError):
+            os.write(2, f"kho-lab: {signal.Signals(number).name}, cleaning up\n".encode())
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):

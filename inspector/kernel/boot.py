@@ -288,6 +288,12 @@ def _areas(boot: Booting) -> bool:
         if not size:
             continue
         at = boot.handover.scratch_address + i * kho_scratch.size
+        if _behind_all(boot, start):
+            boot.notes.append(
+                f"scratch area {start:#x}+{size:#x} lies behind all memory: it is of no use"
+            )
+            boot.scratch[i] = (start, 0)
+            continue
         if start % boot.view.page_size:
             boot.reasons.add(
                 Outcome.BOOT_FAILS,
@@ -296,12 +302,6 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
             return False
-        if _behind_all(boot, start):
-            boot.notes.append(
-                f"scratch area {start:#x}+{size:#x} lies behind all memory: it is of no use"
-            )
-            boot.scratch[i] = (start, 0)
-            continue
         inside = bool(boot.view.inside(np.array([start], np.uint64), min(size, (1 << 64) - 1))[0])
         if not inside and boot.view.in_ram(start) is False:
             boot.reasons.add(
@@ -529,9 +529,10 @@ def _in_scratch(boot: Booting) -> None:
             continue
         for at in nodes[(nodes >= start) & (nodes < start + size)][:1].tolist():
             boot.reasons.add(
-                Outcome.BOOT_FAILS,
+                # With zeros more often than with what is no pointer, which would be fatal.
+                Outcome.CORRUPTION,
                 f"map node {at:#x} lies in scratch {start:#x}+{size:#x}: early boot overwrites it"
-                " before it is read",
+                " before it is read, and what it leads to is not protected",
                 path="/preserved", address=at,
             )  # fmt: skip
         for i in np.flatnonzero((lows < start + size) & (highs > start))[:4].tolist():

@@ -59,10 +59,16 @@ class SessionEntry:
     files: list[FileEntry] = field(default_factory=list)
     retrieved: bool = False
     finished: bool = False
+    _by_token: dict[int, FileEntry] = field(default_factory=dict, repr=False)
+
+    def add(self, file: FileEntry) -> None:
+        """One more file."""
+        self.files.append(file)
+        self._by_token.setdefault(file.token, file)
 
     def find(self, token: int) -> FileEntry | None:
         """The first file with a token."""
-        return next((f for f in self.files if f.token == token), None)
+        return self._by_token.get(token)
 
 
 @dataclass(slots=True)
@@ -462,6 +468,7 @@ def _files(
         try:
             blocks = block_chain(boot, files_at, entry)
         except KernelErrno as error:
+            _block_preserved(boot, path, "a block of files", files_at - files_at % page)
             _clean_up(boot, path, files_at, error)
             raise
         held = int(blocks[:, 1].sum())
@@ -532,7 +539,7 @@ def _entries(
             )  # fmt: skip
             own = f"{own}@{address:#x}"
         tokens.add(token)
-        session.files.append(FileEntry(own, address, compatible, data, token, layer))
+        session.add(FileEntry(own, address, compatible, data, token, layer))
 
 
 class _Told(KernelErrno):

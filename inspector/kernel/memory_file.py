@@ -153,11 +153,10 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
             " with another file: it cannot be restored",
             path=entry.path, address=entry.data, dmesg="kho_restore_page",
         )  # fmt: skip
-    if not covered:
+    if not entry.data:
         boot.reasons.add(
             Outcome.CORRUPTION,
-            f"struct memfd_luo_ser at {entry.data:#x} was not handed over: the file is made of what"
-            " lies there by chance",
+            "the file's data are a null pointer: the file is made of what page 0 holds",
             path=entry.path, address=entry.data,
         )  # fmt: skip
     known = "seals" in values or "word" in values

@@ -211,7 +211,13 @@ def _reserve_mem(
                     f" for ({want.size:#x}, aligned to {want.align:#x})", at,
                 )  # fmt: skip
                 continue
-        if not _covered(boot, at, length):
+        if boot.view.in_ram(at) is False:
+            boot.reasons.add(
+                Outcome.STATE_LOST,
+                f"region {at:#x}+{length:#x} is revived outside memory, the old one is lost",
+                path=path, address=at,
+            )  # fmt: skip
+        elif not _covered(boot, at, length):
             boot.reasons.add(
                 Outcome.CORRUPTION, f"region {at:#x}+{length:#x} is revived but not preserved",
                 path=path, address=at,

@@ -488,15 +488,19 @@ def _files(
 
 
 def _clean_up(boot: Booting, path: str, at: int, error: KernelErrno) -> None:
-    """After an error the list's first block is freed: the page that it lies in, whoever has it."""
+    """After an error the list's blocks are freed: the pages that they lie in, whoever has them."""
     assert boot.preserved is not None
     page = boot.view.page_size
-    frame = at // page
-    if at % page and boot.preserved.covers(np.array([frame * page], np.uint64), page)[0]:
+    seen: set[int] = set()
+    while at and not at % page and at not in seen and len(seen) < KHO_MAX_BLOCKS:
+        seen.add(at)
+        at = int.from_bytes(boot.view.read(at, 8), "little")
+    inside = np.array([at - at % page], np.uint64)
+    if at % page and boot.preserved.covers(inside, page)[0]:
         boot.reasons.add(
             Outcome.BOOT_FAILS,
-            f"a list of files that begins inside a page, {at:#x}, is refused ({error.reason}), and"
-            " that page is freed although something else lies in it",
+            f"a block of files inside a page, {at:#x}, is refused ({error.reason}), and that page"
+            " is freed although something else lies in it",
             path=path, address=at, dmesg="during deserialization",
         )  # fmt: skip
 

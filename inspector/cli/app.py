@@ -7,6 +7,7 @@ stay fast.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -126,6 +127,9 @@ def _root(
 
 def main() -> None:
     """Run a command; every expected failure is one line on stderr and an exit status."""
+    # What a command makes lives until it ends: looking it through for garbage again and again
+    # takes a tenth of the time where there are 100,000 devices.
+    gc.set_threshold(100_000, 50, 1000)
     try:
         with progress.watch(bar.watcher()):
             app()

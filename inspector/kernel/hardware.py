@@ -54,7 +54,8 @@ class Unit:
         return self.base
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, which takes three times as long to make, and there may be a hundred thousand.
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class PciDevice:
     """One PCI function. ``bdf`` is (bus << 8) | devfn, ``unit`` the base of its IOMMU.
 
@@ -78,7 +79,7 @@ class PciDevice:
     key: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", self.segment << 16 | self.bdf)
+        self.key = self.segment << 16 | self.bdf
 
     @property
     def bus(self) -> int:

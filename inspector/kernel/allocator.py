@@ -19,14 +19,6 @@ from inspector.kernel.frames import FrameSet, U64Array, frames_of
 MAX_ORDER = 10
 
 
-def frames_split(blocks: U64Array, size: int, order: int) -> U64Array:
-    """Blocks of 2^size frames as blocks of 2^order."""
-    if size == order:
-        return blocks
-    inside = np.arange(0, 1 << size, 1 << order, dtype=np.uint64)
-    return (blocks[:, None] + inside).reshape(-1)
-
-
 class PageAllocator:
     """Blocks of 2^order page frames out of ascending, disjoint frame ranges.
 
@@ -174,25 +166,23 @@ class PageAllocator:
 
     def alloc_many(self, count: int, order: int = 0) -> U64Array:
         """First frames of ``count`` blocks. Raises KernelErrno ENOMEM, taking nothing."""
-        taken: list[tuple[U64Array, int]] = []
+        if (self._fragmentation or self._shuffle) and order <= self.max_order:
+            return self._alloc_scattered(count, order)
+        taken: list[tuple[int, int]] = []
         try:
             if order > self.max_order:
-                taken.extend(
-                    (np.array([self.alloc(order)], np.uint64), order) for _ in range(count)
-                )
-            elif self._fragmentation or self._shuffle:
-                taken.append((self._alloc_scattered(count, order), order))
+                taken.extend((self.alloc(order), order) for _ in range(count))
             else:
                 self._alloc_runs(count, order, taken)
         except KernelErrno:
-            for frames, size in taken:
-                self.free_many(frames, size)
+            for frame, size in taken:
+                self.free(frame, size)
             raise
-        parts = [frames_split(frames, size, order) for frames, size in taken]
+        parts = [np.arange(at, at + (1 << size), 1 << order, dtype=np.uint64) for at, size in taken]
         return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
-    def _alloc_runs(self, count: int, order: int, taken: list[tuple[U64Array, int]]) -> None:
-        """Take ``count`` blocks as few larger ones."""
+    def _alloc_runs(self, count: int, order: int, taken: list[tuple[int, int]]) -> None:
+        """Take ``count`` blocks as few larger ones: (first frame, order)."""
         top = self.max_order
         while count:
             top = min(top, order + count.bit_length() - 1)
@@ -203,7 +193,7 @@ class PageAllocator:
                     raise
                 top -= 1
                 continue
-            taken.append((np.array([frame], np.uint64), top))
+            taken.append((frame, top))
             count -= 1 << (top - order)
 
     def _alloc_scattered(self, count: int, order: int) -> U64Array:

@@ -170,12 +170,13 @@ class ObjectArray:
 
 
 class _Held:
-    """A live object: its index and how many use it."""
+    """A live object: its index and address, and how many use it."""
 
-    __slots__ = ("index", "users")
+    __slots__ = ("address", "index", "users")
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, address: int) -> None:
         self.index = index
+        self.address = address
         self.users = 1
 
 
@@ -318,12 +319,13 @@ class IommuFlb(Flb):
         held = self._units.get(driver.unit.base)
         if held is not None:
             held.users += 1
-            return self.units.address(held.index)
+            return held.address
         index = self.units.add(
             {"token": driver.unit.token, "type": int(driver.unit.type), **driver.preserve()}
         )
-        self._units[driver.unit.base] = _Held(index)
-        return self.units.address(index)
+        address = self.units.address(index)
+        self._units[driver.unit.base] = _Held(index, address)
+        return address
 
     def _drop_unit(self, driver: UnitDriver) -> None:
         held = self._units[driver.unit.base]
@@ -373,9 +375,10 @@ class IommuFlb(Flb):
             "domain_iommu_ser.iommu_phys": unit_ser,
             **own,
         }
-        index = self.devices.add(values)
+        devices = self.devices
+        index = devices.add(values)
         self._devices[device.key] = index
-        return self.devices.address(index)
+        return devices.address(index)
 
     def unpreserve_device(self, driver: UnitDriver, device: PciDevice) -> None:
         """Let go of a device. Its object is marked DELETED from the third series on."""

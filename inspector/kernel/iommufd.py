@@ -81,20 +81,16 @@ class Iommufd:
         """Attach a device, or replace what it is attached to. Raises EINVAL, ENODEV, ENOSPC."""
         if device.unit != hwpt.unit.base and not self._same_kind(device, hwpt):
             raise KernelErrno("EINVAL", f"{device} cannot use this page table")
-        if device.key in self.drivers_device(device) and device.key not in self.devices:
+        driver, before = self.drivers.of(device.unit), self.devices.get(device.key)
+        if before is None and device.key in driver.attached:
             raise KernelErrno("EBUSY", f"{device} belongs to another iommufd")
         if self.core is not None and device.key in self.core.live_devices:
             raise KernelErrno("EBUSY", f"{device} is preserved")
-        self.drivers.of(device.unit).attach(device, hwpt.domain)
-        before = self.devices.get(device.key)
+        driver.attach(device, hwpt.domain)
         if before is not None:
             before.devices.discard(device.key)
         hwpt.devices.add(device.key)
         self.devices[device.key] = hwpt
-
-    def drivers_device(self, device: PciDevice) -> dict[int, Domain]:
-        """Devices attached behind the unit of a device."""
-        return self.drivers.of(device.unit).attached
 
     def _same_kind(self, device: PciDevice, hwpt: Hwpt) -> bool:
         other = self.drivers.hardware.unit(device.unit)

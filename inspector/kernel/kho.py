@@ -359,6 +359,8 @@ def _block_map(machine: Machine, kind: MapKind) -> BlockMap:
 
 def runs_of(frames: U64Array, pages: int) -> tuple[list[int], list[int]]:
     """Blocks of ``pages`` frames in their order, as runs: (first frames, blocks in the run)."""
+    if len(frames) == 1:
+        return [int(frames[0])], [1]
     if pages == 1 and len(frames) and (frames[1:] > frames[:-1]).all():
         first, length = runs(frames)
         return first.tolist(), length.tolist()

@@ -345,6 +345,8 @@ class BitmapMap(BlockMap):
 def is_run(frames: U64Array, order: int) -> bool:
     """Whether blocks follow each other without a gap."""
     count = len(frames)
+    if count == 1:
+        return True
     if int(frames[-1]) - int(frames[0]) != (count - 1) << order:
         return False
     return bool((frames[1:] > frames[:-1]).all())

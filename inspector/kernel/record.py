@@ -11,6 +11,7 @@ import struct as _struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,15 @@ class Packer:
             codes.append(f"{at - end}x{member.code or f'{member.size}s'}")
             end = at + member.size
         self._packer = _struct.Struct(f"{''.join(codes)}{struct.size - end}x")
-        self._order = [place for _, place, _ in laid]
+        order = [place for _, place, _ in laid]
+        # A getter of one value gives no tuple.
+        self._pick = itemgetter(*order) if len(order) > 1 else partial(_each, order)
 
     def pack(self, values: list[Any]) -> bytes:
         """The bytes; ``values`` in the order of the names."""
         for place, make in self._make:
             values[place] = make(values[place])
-        packed = self._packer.pack(*[values[place] for place in self._order])
+        packed = self._packer.pack(*self._pick(values))
         return self._overlaid(bytearray(packed), values) if self._after else packed
 
     def _overlaid(self, out: bytearray, values: list[Any]) -> bytes:
@@ -118,6 +121,10 @@ class Packer:
             else:
                 _struct.pack_into(f"<{member.code or f'{member.size}s'}", out, at, values[place])
         return bytes(out)
+
+
+def _each(order: list[int], values: list[Any]) -> list[Any]:
+    return [values[place] for place in order]
 
 
 def _find(struct: Struct, name: str, lenient: bool) -> tuple[int, _Member] | None:

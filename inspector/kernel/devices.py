@@ -311,6 +311,10 @@ def take(found: Devices, address: int, path: str, what: str) -> int:
 
 
 def take_many(found: Devices, addresses: U64Array, path: str, what: str) -> None:
+    """:func:`take` of many pages. Raises Bug for the first that was not preserved."""
+    if len(addresses) == 1:
+        take(found, int(addresses[0]), path, what)
+        return
     orders = take_folios(found.boot, addresses >> np.uint64(found.boot.view.page_shift))
     if (orders < 0).any():
         at = int(addresses[int((orders < 0).argmax())])
@@ -365,11 +369,15 @@ def _intel_tables(found: Devices, unit: Unit) -> None:
 
 def _set(found: Devices, kind: Any, address: int, name: str, value: int) -> None:
     """Write a byte member of the VT-d view of an object, where there is one."""
-    struct: Struct = kind.objects
-    for field_ in struct.flat_fields():
-        if field_.name in (f"u.intel.{name}", f"intel.{name}"):
-            found.boot.view.memory.write(address + field_.offset, bytes([value]))
-            return
+    offset = _intel_offset(kind.objects, name)
+    if offset is not None:
+        found.boot.view.memory.write(address + offset, bytes([value]))
+
+
+@cache
+def _intel_offset(struct: Struct, name: str) -> int | None:
+    names = (f"u.intel.{name}", f"intel.{name}")
+    return next((f.offset for f in struct.flat_fields() if f.name in names), None)
 
 
 # -- devices and domains --------------------------------------------------------------------------
@@ -437,9 +445,8 @@ def _failed(found: Devices, device: Device, hardware: PciDevice, why: str) -> No
 
 def _mark(found: Devices, struct: Struct, addresses: U64Array) -> None:
     """Set INCOMING in the headers of objects, whose addresses ascend."""
-    offset = next(f.offset for f in struct.flat_fields() if f.name.endswith("ref_count")) + 4
     memory, page = found.boot.view.memory, found.boot.view.page_size
-    at = addresses + np.uint64(offset)
+    at = addresses + np.uint64(_flags_offset(struct))
     number = at // np.uint64(page)
     for rows in np.split(np.arange(len(at)), np.flatnonzero(number[1:] != number[:-1]) + 1):
         if len(rows):
@@ -447,6 +454,12 @@ def _mark(found: Devices, struct: Struct, addresses: U64Array) -> None:
             data = np.frombuffer(memory.read(start, page), np.uint8).copy()
             data[at[rows] - np.uint64(start)] |= INCOMING
             memory.write(start, data)
+
+
+@cache
+def _flags_offset(struct: Struct) -> int:
+    """Where the flags of an object are: behind the reference count of its header."""
+    return next(f.offset for f in struct.flat_fields() if f.name.endswith("ref_count")) + 4
 
 
 def _domain(found: Devices, state: IommuState, device: Device, unit: Unit) -> RestoredDomain:

@@ -87,6 +87,8 @@ class View:
 
     def gather(self, addresses: U64Array, size: int) -> U8Array:
         """``size`` bytes at each address. Raises Absent, PageFault for the first that fails."""
+        if len(addresses) == 1:
+            return np.frombuffer(self.read(int(addresses[0]), size), np.uint8)[None]
         states = self.memory.states(addresses, size)
         bad = np.flatnonzero(states != PageState.PRESENT)
         if len(bad):

@@ -92,6 +92,46 @@ def test_pieces_zero_ranges_and_excluded(tmp_path: Path) -> None:
         assert image.read((3 << 39) - 4, 8) == bytes(8)
 
 
+@pytest.mark.parametrize("most", [1 << 30, 5000])
+def test_many_pieces_in_few_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Neighbours in the file go out together; a write may take only a part of them."""
+    calls: list[int] = []
+    pwritev = os.pwritev
+
+    def write(fd: int, parts: list[memoryview], offset: int) -> int:
+        calls.append(offset)
+        taken, size = [], 0
+        for part in parts:
+            taken.append(part[: most - size])
+            size += len(taken[-1])
+        return pwritev(fd, taken, offset)
+
+    monkeypatch.setattr(os, "pwritev", write)
+    pieces = [(0x1000 + 0x3000 * i, bytes([i & 255 or 1]) * PAGE) for i in range(1500)]
+    out = tmp_path / "core"
+    write_core(out, pieces, "x86_64")
+    with memory.open(out) as image:
+        for address, data in pieces:
+            assert image.read(address, PAGE) == data
+    assert len(calls) == 2 if most > 1 << 20 else len(calls) >= 1500 * PAGE // most
+
+
+def test_zero_runs_are_left_out_where_long(tmp_path: Path) -> None:
+    """Four pages of zeros and more are no data; three are, and so is a page with one byte."""
+    source = SparseMemory([(0, 4 << 20)])
+    zero = bytes(PAGE)
+    data = b"a" * PAGE + 3 * zero + b"b" * PAGE + 4 * zero + zero[:2000] + b"c" + zero[2001:]
+    source.write(0, data + zero * 300 + b"d" * PAGE)
+    out = tmp_path / "core"
+    write_core(out, source, "x86_64")
+    with memory.open(out) as copy:
+        same(source, copy)
+        stored = [(at, len(piece) // PAGE) for at, piece in copy.extents()]
+    assert stored == [(0, 5), (9 * PAGE, 1), (310 * PAGE, 1)]
+
+
 def test_zeros_stored_for_other_tools(tmp_path: Path) -> None:
     source = SparseMemory([(0, 1 << 30)])
     source.write(0x5000, b"x" * PAGE + bytes(8 * PAGE) + b"y")

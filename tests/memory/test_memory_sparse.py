@@ -41,6 +41,7 @@ operation = st.one_of(
     ),
     st.tuples(st.just("pages"), st.integers(0, PAGES - 1), st.integers(1, 700), st.integers(0, 9)),
     st.tuples(st.just("zero"), st.integers(0, PAGES - 1), st.integers(1, 700), st.just(0)),
+    st.tuples(st.just("fill"), st.integers(0, PAGES - 1), st.integers(1, 5), st.integers(0, 255)),
     st.tuples(st.just("exclude"), st.integers(0, PAGES - 1), st.integers(1, 700), st.just(0)),
 )
 
@@ -88,6 +89,11 @@ def test_any_operations(
         elif what == "zero":
             memory.mark_zero(at * PAGE, count * PAGE)
             pages.update(dict.fromkeys(range(at, at + count), bytes(PAGE)))
+        elif what == "fill":
+            content = bytes([fill]) * (count * PAGE * fill // 255)
+            memory.fill(at * PAGE, count * PAGE, content)
+            blob = content.ljust(count * PAGE, b"\0")
+            pages.update({at + i: blob[i * PAGE : (i + 1) * PAGE] for i in range(count)})
         else:
             memory.exclude(at * PAGE, count * PAGE)
             pages.update(dict.fromkeys(range(at, at + count)))

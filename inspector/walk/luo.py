@@ -354,7 +354,12 @@ def _check_name(survey: Survey, raw: bytes, path: str, address: int) -> None:
 
 
 def walk_flbs(survey: Survey, generation: LuoGeneration, address: int) -> list[Flb]:
-    """The FLB entries at ``address`` (one page: {pgcnt, count}, then entries)."""
+    """The FLB entries at ``address`` (one page: {pgcnt, count}, then entries).
+
+    None in a generation whose FLBs have no known form, whatever its root points to.
+    """
+    if "luo_flb_header_ser" not in generation.layouts:
+        return []
     header = resolve(generation.layouts["luo_flb_header_ser"], survey.page_size)
     layout = resolve(generation.layouts["luo_flb_ser"], survey.page_size)
     path = "/LUO/flbs"

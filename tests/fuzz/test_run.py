@@ -125,9 +125,9 @@ def test_slow_but_not_for_ever_is_a_hang_too() -> None:
 
 def test_memory_beyond_the_budget() -> None:
     def greedy(_: Base) -> None:
-        np.ones(128 << 20, np.uint8)
+        np.ones(400 << 20, np.uint8)
 
-    report = run.run(target(greedy), run.Plan(count=1))
+    report = run.run(target(greedy), run.Plan(count=1, patience=30.0))
     assert report.counts == {"memory": 1}
 
     def unbounded(_: Base) -> None:

@@ -17,6 +17,8 @@ from inspector.memory.sparse import SparseMemory
 
 #: Pages of the machine.
 PAGES = 2048
+#: Pages behind them, in one piece.
+RESERVE = 64
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Builder:
 
     def __init__(self, seed: int, page_size: int = 4096) -> None:
         self.random = random.Random(seed)
-        self.memory = SparseMemory([(0, PAGES * page_size)], page_size=page_size)
+        self._reserve = PAGES
+        self.memory = SparseMemory([(0, (PAGES + RESERVE) * page_size)], page_size=page_size)
         self.page_size = page_size
         self._free = list(range(16, PAGES))
         self.random.shuffle(self._free)
@@ -48,9 +51,13 @@ class Builder:
         if count == 1:
             pfn = self._free.pop()
         else:
-            pfn = next(p for p in self._free if all(p + i in self._free for i in range(count)))
-            for i in range(count):
-                self._free.remove(pfn + i)
+            free = set(self._free)
+            runs = (p for p in self._free if all(p + i in free for i in range(count)))
+            pfn = next(runs, self._reserve)
+            if pfn == self._reserve:  # so many single pages are in use that no run is left
+                self._reserve += count
+            else:
+                self._free = [p for p in self._free if not pfn <= p < pfn + count]
         size = count * self.page_size
         self.memory.write(pfn * self.page_size, content.ljust(size, b"\0"))
         return pfn * self.page_size

@@ -313,6 +313,8 @@ class Consumer:
                 self.devices.finish_file(file.layer)
         elif self.devices is not None and file.layer in ("iommufd", "vfio-pci"):
             if isinstance(file.file, RestoredIommufd):
+                for hwpt in file.file.hwpts.values():
+                    self.devices.drop_domain(hwpt.domain)
                 self.state.freed.add_one(file.data >> self.state.view.page_shift, file.file.order)
             self.devices.finish_file(file.layer)
 

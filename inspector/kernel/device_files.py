@@ -6,7 +6,7 @@ device, and moves it to a HWPT of its own (hotswap); only then can the files be 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from abi import registry
 from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.pci import PciGeneration
-from abi.vfio_pci import VfioPciGeneration
+from abi.vfio_pci import SavedCapability, VfioPciGeneration
 from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
@@ -104,6 +104,11 @@ class RestoredVfio:
     devices: Devices = field(repr=False)
     reset_works: int | None = None
     opened: bool = False
+    #: Members of its struct, and what the PCI core had saved (first posting).
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    capabilities: list[SavedCapability] = field(default_factory=list, repr=False)
+    #: Address of the domain object that it used before it was moved.
+    domain: int | None = None
 
     def open(self) -> None:
         """Open the device: what was handed over of it is consumed."""
@@ -115,6 +120,7 @@ class RestoredVfio:
             raise KernelErrno("EINVAL", self.devices.failed[self.device.key])
         domain = self.devices.devices.pop(self.device.key, None)
         if domain is not None:
+            self.domain = domain
             self.devices.domains[domain].devices.discard(self.device.key)
 
     def document(self) -> dict[str, Any]:
@@ -174,8 +180,9 @@ def retrieve_vfio(devices: Devices, session: SessionEntry, entry: FileEntry) -> 
         raise KernelErrno("ENODEV", f"{device} is not bound to {VFIO_PCI}")
     if devices.pci is not None and device.key not in devices.pci:
         raise KernelErrno("ENOENT", f"{device} is not in the PCI state")
+    capabilities: list[SavedCapability] = []
     if generation.saved_state:
-        _saved_state(boot, generation, entry, values, device)
+        capabilities = _saved_state(boot, generation, entry, values, device)
     token = values.get("token")
     if token is not None:
         owner = session.find(token)
@@ -183,7 +190,10 @@ def retrieve_vfio(devices: Devices, session: SessionEntry, entry: FileEntry) -> 
             raise KernelErrno("ENOENT", f"no iommufd {token:#x} in the session")
     if not release(boot, entry.data):
         protected(boot, entry.path, generation.root.cname, entry.data, generation.root.size)
-    return RestoredVfio(entry.path, entry.token, device, devices, values.get("reset_works"))
+    return RestoredVfio(
+        entry.path, entry.token, device, devices, values.get("reset_works"), values=values,
+        capabilities=capabilities,
+    )  # fmt: skip
 
 
 def _saved_state(
@@ -192,14 +202,18 @@ def _saved_state(
     entry: FileEntry,
     values: dict[str, Any],
     device: PciDevice,
-) -> None:
-    """What the first posting checks of a device's saved state. Raises EINVAL."""
+) -> list[SavedCapability]:
+    """The saved state of a device, as the first posting checks it. Raises EINVAL."""
     if values["cfg_size"] != device.cfg_size:
         raise KernelErrno("EINVAL", f"configuration space of {values['cfg_size']} bytes")
     survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
-    walk_vfio_pci(survey, generation, entry.data, entry.path)
+    found = walk_vfio_pci(survey, generation, entry.data, entry.path)
     if any(item.code == "KHO-VFI-002" for item in survey.findings.items):
         raise KernelErrno("EINVAL", "the list of saved capabilities does not end")
+    if found is None or found.saved_state is None:
+        return []
+    release(boot, found.saved_state.address)
+    return found.saved_state.capabilities
 
 
 # -- the machine of an image --------------------------------------------------------------------

@@ -26,6 +26,7 @@ from inspector.kernel import stream_tables
 from inspector.kernel.boot import Booting
 from inspector.kernel.hardware import Hardware, PciDevice, UnitType, format_bdf
 from inspector.kernel.incoming import FlbEntry, Incoming, read_flbs
+from inspector.kernel.inherited import InheritedTables
 from inspector.kernel.pages import take_folio, take_folios
 from inspector.kernel.view import Absent, PageFault
 from inspector.memory.base import U64Array
@@ -56,7 +57,10 @@ class Bug(Exception):
 
 @dataclass(slots=True, eq=False)
 class RestoredDomain:
-    """A domain that is in use again. ``tables`` are the pages of its page table."""
+    """A domain that is in use again.
+
+    ``tables`` counts the pages of its page table: ``pages`` are (first frames, order) of them.
+    """
 
     address: int
     top_table: int
@@ -64,6 +68,7 @@ class RestoredDomain:
     format: str
     pointer: int
     tables: int
+    pages: list[tuple[U64Array, int]] = field(default_factory=list, repr=False)
     #: Devices whose DMA it translates, (segment << 16 | bdf).
     devices: set[int] = field(default_factory=set)
 
@@ -91,6 +96,17 @@ class Devices:
     pci_error: str = ""
     #: Pages that go when the last file of a layer is finished: layer -> addresses.
     held: dict[str, list[int]] = field(default_factory=dict)
+    #: What the drivers go on with, by the token of the unit.
+    tables: dict[int, InheritedTables] = field(default_factory=dict)
+
+    def drop_domain(self, address: int) -> None:
+        """A HWPT that was claimed is destroyed: the page table of its domain is freed."""
+        domain = self.domains.get(address)
+        if domain is None or domain.devices:
+            return
+        for frames, order in domain.pages:
+            self.boot.freed.add(frames, order)
+        domain.pages = []
 
     def finish_file(self, layer: str) -> None:
         """A file is finished: its FLB loses a user, and goes with the last one."""
@@ -352,18 +368,21 @@ def _unit(found: Devices, state: IommuState, unit: Unit) -> None:
             )  # fmt: skip
             return
         stream_tables.restore(found, unit)
+        found.tables[unit.token].ids = found.dids[unit.address]
 
 
 def _intel_tables(found: Devices, unit: Unit) -> None:
     boot = found.boot
     root = unit.root_table
     take(found, root, unit.path, "the VT-d root table")
+    kept = found.tables[unit.token] = InheritedTables(root, ids=found.dids[unit.address])
     words = np.frombuffer(boot.view.read(root, vtd.TABLE_SIZE), "<u8")
     present = np.flatnonzero(words & np.uint64(1)).tolist()
     wanted = unit.context_tables
     halves = sorted(wanted) if wanted is not None else present
     for half in halves:
-        take(found, int(words[half]) & ~0xFFF, unit.path, f"context table {half}")
+        kept.contexts[half] = int(words[half]) & ~0xFFF
+        take(found, kept.contexts[half], unit.path, f"context table {half}")
     _set(found, unit.generation.units, unit.address, "restored", 1)
 
 
@@ -423,7 +442,7 @@ def _attach(found: Devices, state: IommuState) -> None:
         domain.devices.add(hardware.key)
         found.devices[hardware.key] = domain_at
         if tables is not None and tables[row] and limit[1]:
-            _pasid(found, devices[row], hardware)
+            _pasid(found, devices[row], hardware, units[unit_at])
         taken.append(row)
     _mark(found, devices.kind.objects, devices.addresses[taken])
 
@@ -483,9 +502,10 @@ def _domain(found: Devices, state: IommuState, device: Device, unit: Unit) -> Re
     top, level = values[native("top_table_phys")], values[native("top_level")]
     format_ = _format(found, device, unit)
     path = known.path if known is not None else f"{state.domains.path}@{at:#x}"
-    tables = _page_table(found, format_, top, level, values.get("vasz"), path)
+    pages = _page_table(found, format_, top, level, values.get("vasz"), path)
     pointer = _POINTERS + 0x1000 * len(found.domains)
-    domain = RestoredDomain(at, top, level, format_.name, pointer, tables)
+    tables = sum(len(frames) for frames, _ in pages)
+    domain = RestoredDomain(at, top, level, format_.name, pointer, tables, pages)
     offset = kind.objects.field("restored_domain").offset
     boot.view.memory.write(at + offset, pointer.to_bytes(8, "little"))
     _mark(found, kind.objects, np.array([at], np.uint64))
@@ -508,8 +528,8 @@ def _format(found: Devices, device: Device, unit: Unit) -> Format:
 
 def _page_table(
     found: Devices, format_: Format, top: int, level: int, vasz: int | None, path: str
-) -> int:
-    """Restore every table of a domain from the top down; how many. Raises Bug."""
+) -> list[tuple[U64Array, int]]:
+    """Restore every table of a domain from the top down: (first frames, order). Raises Bug."""
     boot = found.boot
     if not top:
         raise Bug("the domain has no top table: BUG", path, None)
@@ -519,9 +539,11 @@ def _page_table(
         start = describe(format_, top, level + 1, vasz=_sane(format_, level, vasz)).start_entries
     except UsageError as error:
         raise Bug(f"{error}: BUG", path, top) from None
-    take(found, top, path, "the top table")
+    shift = np.uint64(boot.view.page_shift)
+    order = take(found, top, path, "the top table")
     plans = _plans(format_.name)
     tables = np.array([top], np.uint64)
+    pages = [(tables >> shift, order)]
     count = 1
     for depth in range(level, 0, -1):
         size = start * 8 if depth == level else 8 * format_.entries
@@ -534,7 +556,8 @@ def _page_table(
         if count > _MAX_TABLES:
             raise Bug("the page table has no end", path, top)
         take_many(found, tables, path, "a page table")
-    return count
+        pages.append((tables >> shift, 0))
+    return pages
 
 
 @cache
@@ -551,7 +574,7 @@ def _sane(format_: Format, level: int, vasz: int | None) -> int | None:
     return vasz if shift <= vasz <= shift + extra else None
 
 
-def _pasid(found: Devices, device: Device, hardware: PciDevice) -> None:
+def _pasid(found: Devices, device: Device, hardware: PciDevice, unit: Unit) -> None:
     """Take a device's PASID directory and tables over."""
     directory = device.pasid_table & ~0xFFF
     if not directory:
@@ -562,11 +585,13 @@ def _pasid(found: Devices, device: Device, hardware: PciDevice) -> None:
             f"{device.name}: max_pasid {covered:#x} is not this kernel's: BUG", device.path,
             device.address,
         )  # fmt: skip
-    take(found, directory, device.path, "the PASID directory")
+    order = take(found, directory, device.path, "the PASID directory")
     size = max(1, covered >> 6)
     words = np.frombuffer(found.boot.view.read(directory, 8 * min(size, 1 << 14)), "<u8")
     used = words[words & np.uint64(1) != 0].astype(np.uint64) & np.uint64(~0xFFF & (1 << 64) - 1)
     take_many(found, used, device.path, "a PASID table")
+    if len(used) and unit.token in found.tables:
+        found.tables[unit.token].pasids[hardware.key] = (directory, order, int(used[0]))
     _set(found, device.generation.devices, device.address, "restored", 1)
 
 

@@ -7,11 +7,13 @@ machine, huge pages that no pool has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from abi.guest_memfd import GUEST_MEMFD_LUO_FOLIO_UPTODATE
 from abi.kvm import VCPU_STRING, VM_STRING
 from abi.schema import Struct, resolve
 from inspector.findings import Findings
@@ -28,6 +30,8 @@ from inspector.survey import Survey
 from inspector.walk.contiguous import MAX_PAGES
 from inspector.walk.hugetlb import MAX_ORDER, Hugetlb, walk_hugetlb
 
+#: Registers of one vCPU that are kept, bytes; no processor has as many.
+_MOST_STATE = 1 << 24
 #: Layers whose files are restored here.
 LAYERS = ("kvm", "guest-memfd", "hugetlb", "tmpfs")
 NOTE = "files of {!r}: no kernel with this handler was observed, the model follows the layout"
@@ -39,6 +43,8 @@ class RestoredGuestMemfd(RestoredFolios):
 
     flags: int
     vm_token: int
+    #: First pages, in the file, of folios that are not up to date.
+    stale: U64Array = field(repr=False)
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -104,13 +110,20 @@ class RestoredVm:
 
 @dataclass(frozen=True, slots=True)
 class RestoredVcpu:
-    """A vCPU after retrieve."""
+    """A vCPU after retrieve.
+
+    ``state`` is the block that holds its registers, whose layout and length are not known;
+    empty where the image lacks it. ``control`` and ``telemetry`` are what the caretaker said.
+    """
 
     path: str
     token: int
     vcpu_id: int
     vm_token: int
     caretaker: bool
+    state: bytes = field(default=b"", repr=False)
+    control: Mapping[str, int] | None = None
+    telemetry: Mapping[str, int] | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -132,6 +145,7 @@ class RestoredMount:
     token: int
     max_blocks: int
     mode: int
+    flags: int = 0
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -177,13 +191,15 @@ def _machine(session: SessionEntry, token: int) -> None:
 def _guest_memfd(boot: Booting, session: SessionEntry, entry: FileEntry) -> RestoredGuestMemfd:
     layout, values = _values(boot, entry, "guest_memfd_luo_ser")
     _machine(session, values["vm_token"])
-    frames, orders, index = restore_folios(
+    frames, orders, index, flags = restore_folios(
         boot, entry, layout.nested(values, "folios"), values["nr_folios"]
     )
+    stale = index[flags & np.uint64(GUEST_MEMFD_LUO_FOLIO_UPTODATE) == 0]
     release(boot, entry.data)
     return RestoredGuestMemfd(
         path=entry.path, token=entry.token, size=values["size"], frames=frames, orders=orders,
         index=index, view=boot.view, flags=values["flags"], vm_token=values["vm_token"],
+        stale=stale,
     )  # fmt: skip
 
 
@@ -194,7 +210,7 @@ def _huge_memfd(devices: Devices, entry: FileEntry) -> RestoredHugeMemfd:
     pools = _pools(devices)
     if order > MAX_ORDER or pools.pool(order) is None:
         raise KernelErrno("EINVAL", f"no pool has huge pages of order {order}")
-    frames, orders, index = restore_folios(
+    frames, orders, index, _ = restore_folios(
         boot, entry, layout.nested(values, "folios"), values["nr_folios"], unit=order
     )
     odd = np.flatnonzero(orders != order)
@@ -281,25 +297,49 @@ def _vcpu(boot: Booting, session: SessionEntry, entry: FileEntry) -> RestoredVcp
         raise KernelErrno("EINVAL", "the vCPU has no architectural state")
     boot.view.read(values["arch_state"], 8)
     protected(boot, entry.path, "the architectural state", values["arch_state"], 8)
+    state = _registers(boot, values["arch_state"])
+    control: dict[str, int] | None = None
+    telemetry: dict[str, int] | None = None
     if values["cb"]:
-        control = resolve(boot.kernel["kvm"].layouts["kvm_caretaker_cb_ser"], boot.view.page_size)
-        told = control.unpack(boot.view.read(values["cb"], control.size))
+        block = resolve(boot.kernel["kvm"].layouts["kvm_caretaker_cb_ser"], boot.view.page_size)
+        told = block.unpack(boot.view.read(values["cb"], block.size))
         if told["vcpu_id"] != values["vcpu_id"]:
             raise KernelErrno("EINVAL", f"the control block is of vCPU {told['vcpu_id']}")
+        control = {k: v for k, v in told.items() if k not in ("vcpu_id", "telemetry")}
         if told["telemetry"]:
+            telemetry = _telemetry(boot, told["telemetry"])
             release(boot, told["telemetry"])
         release(boot, values["cb"])
     release(boot, values["arch_state"])
     release(boot, entry.data)
     return RestoredVcpu(
-        entry.path, entry.token, values["vcpu_id"], values["vm_token"], bool(values["flags"] & 1)
-    )
+        entry.path, entry.token, values["vcpu_id"], values["vm_token"], bool(values["flags"] & 1),
+        state, control, telemetry,
+    )  # fmt: skip
+
+
+def _registers(boot: Booting, address: int) -> bytes:
+    """The block of registers: nothing says how long they are, so all of it."""
+    order = max(boot.marks.peek(address >> boot.view.page_shift), 0)
+    size = boot.view.page_size << order
+    known = size <= _MOST_STATE and boot.view.present(address, size)
+    return boot.view.read(address, size) if known else b""
+
+
+def _telemetry(boot: Booting, address: int) -> dict[str, int] | None:
+    layouts = boot.kernel["kvm"].layouts
+    layout = resolve(layouts["kvm_caretaker_telemetry_ser"], boot.view.page_size)
+    if not boot.view.present(address, layout.size):
+        return None
+    return dict(layout.unpack(boot.view.read(address, layout.size)))
 
 
 def _mount(boot: Booting, entry: FileEntry) -> RestoredMount:
     _, values = _values(boot, entry, "tmpfs_luo_mnt_ser")
     release(boot, entry.data)
-    return RestoredMount(entry.path, entry.token, values["max_blocks"], values["mode"])
+    return RestoredMount(
+        entry.path, entry.token, values["max_blocks"], values["mode"], values["flags"]
+    )
 
 
 # -- finish -------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import Hardware, Unit, UnitType
+from inspector.kernel.inherited import InheritedTables
 from inspector.kernel.iommu import Domain
 from inspector.kernel.iopt import PageTable
 from inspector.kernel.kho import Kho
@@ -13,12 +16,23 @@ from inspector.kernel.vtd import VtdUnit
 
 
 class IommuDrivers:
-    """The IOMMU drivers of a machine: one object per unit, made when it is first used."""
+    """The IOMMU drivers of a machine: one object per unit, made when it is first used.
 
-    def __init__(self, machine: Machine, kho: Kho, *, listed: bool = True) -> None:
+    ``inherited`` are tables that the kernel took over, by the base of their unit.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        kho: Kho,
+        *,
+        listed: bool = True,
+        inherited: Mapping[int, InheritedTables] | None = None,
+    ) -> None:
         self.machine = machine
         self.kho = kho
         self._listed = listed
+        self._inherited = inherited or {}
         self.hardware: Hardware = machine.spec.hardware
         self.units: dict[int, VtdUnit | Smmuv3Unit] = {}
 
@@ -29,15 +43,23 @@ class IommuDrivers:
             unit = self.hardware.unit(base)
             if unit is None:
                 raise KernelErrno("ENODEV", f"no IOMMU at {base:#x}")
+            tables = self._inherited.get(base)
             if unit.type is UnitType.INTEL:
-                driver = VtdUnit(self.machine, self.kho, unit, self.hardware)
+                driver = VtdUnit(self.machine, self.kho, unit, self.hardware, tables)
             else:
-                driver = Smmuv3Unit(self.machine, self.kho, unit, listed=self._listed)
+                driver = Smmuv3Unit(
+                    self.machine, self.kho, unit, listed=self._listed, inherited=tables
+                )
                 for device in self.hardware.devices:
                     if device.unit == base:
                         driver.probe(device)
             self.units[base] = driver
         return driver
+
+    def settle(self) -> None:
+        """All devices have left the domains of the kernel before."""
+        for driver in self.units.values():
+            driver.settle()
 
     def new_domain(self, unit: Unit, *, first_stage: bool = False) -> Domain:
         """An empty domain for devices behind a unit. Raises EOPNOTSUPP, ENOMEM."""

@@ -17,12 +17,9 @@ Operations that a kernel would refuse raise
 from __future__ import annotations
 
 import enum
-import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from abi.errors import UsageError
 from abi.iommu import IommuGeneration
@@ -36,6 +33,7 @@ from inspector.kernel.handover import Segments
 from inspector.kernel.hardware import format_bdf
 from inspector.kernel.hugetlb import HugeMemfd, HugeMemfdHandler, HugetlbFlb
 from inspector.kernel.hugetlb import Pool as HugePool
+from inspector.kernel.inherited import InheritedTables
 from inspector.kernel.iommu import IommuFlb
 from inspector.kernel.iommu_drivers import IommuDrivers
 from inspector.kernel.iommufd import Iommufd, IommufdHandler
@@ -61,7 +59,7 @@ from inspector.memory.sparse import SparseMemory
 
 if TYPE_CHECKING:
     from inspector.kernel.consumer import Consumer
-    from inspector.kernel.memory_file import RestoredMemfd
+    from inspector.kernel.inheritance import Inheritance
 
 
 class Moment(enum.StrEnum):
@@ -101,7 +99,8 @@ class Kernel:
 
     ``release`` is the full release string; ``live_updates`` and ``kexecs`` count those
     before; ``luo`` is None where the release has none. ``test_flbs`` registers the three FLBs
-    of the kernel's self test with every handler.
+    of the kernel's self test with every handler. ``tables`` are those of IOMMUs that were taken
+    over, by the base of the unit.
     """
 
     def __init__(
@@ -115,6 +114,7 @@ class Kernel:
         test_flbs: bool = False,
         live_updates: int = 0,
         kexecs: int = 0,
+        tables: Mapping[int, InheritedTables] | None = None,
     ) -> None:
         self.profile = find_profile(profile) if isinstance(profile, str) else profile
         self.release = release or f"{self.profile.release}.0"
@@ -132,6 +132,8 @@ class Kernel:
         self.pci: PciFlb | None = None
         self.drivers: IommuDrivers | None = None
         self._iommufds: list[Iommufd] = []
+        self._tables = tables or {}
+        self._inheritance: Inheritance | None = None
         pools = machine.spec.huge_pages
         self.huge_pools = {order: HugePool(order, pages) for order, pages in pools}
         if self.profile.has("kexec-metadata"):
@@ -185,7 +187,7 @@ class Kernel:
             assert isinstance(generation, IommuGeneration)
             core = self.iommu = IommuFlb(self.kho, generation)
         listed = core is None or not has(core.unit_layout, "smmuv3.strtab_base")
-        self.drivers = IommuDrivers(machine, self.kho, listed=listed)
+        self.drivers = IommuDrivers(machine, self.kho, listed=listed, inherited=self._tables)
         if profile.has("iommufd"):
             luo.register(IommufdHandler(self.kho, profile["iommufd"], core))
         if profile.has("pci"):
@@ -210,13 +212,16 @@ class Kernel:
         """
         if consumer.outcome in (Outcome.BOOT_FAILS, Outcome.CANNOT_TELL):
             raise UsageError(f"{consumer.kernel} did not come up: {consumer.outcome}")
+        from inspector.kernel.inheritance import Inheritance
+
+        inheritance = Inheritance(consumer)
         areas = tuple((base, size) for base, size in consumer.scratch)
         spec = replace(spec, scratch_areas=areas, seed=spec.seed + 1)
         machine = Machine(
             spec, scratch_align=spec.page_size, memory=consumer.memory, held=consumer.retained
         )
         revived = consumer.clients.reserve_mem
-        return cls(
+        kernel = cls(
             consumer.kernel,
             machine,
             release=release,
@@ -225,21 +230,28 @@ class Kernel:
             test_flbs=test_flbs,
             live_updates=consumer.liveupdate_num,
             kexecs=consumer.kexec_count,
+            tables=consumer.devices.tables if consumer.devices is not None else None,
         )
+        kernel._inheritance = inheritance
+        return kernel
 
-    def adopt(self, restored: RestoredMemfd, name: str = "memfd") -> Memfd:
-        """A memory file that was retrieved, as a file of this kernel."""
-        file = Memfd(self.machine, name)
-        file.size, file.pos, file.seals = restored.size, restored.pos, restored.seals
-        order_of = np.asarray(restored.orders)
-        rank = np.argsort(restored.index, kind="stable")
-        index, frames, orders = restored.index[rank], restored.frames[rank], order_of[rank]
-        step = np.uint64(1) << orders.astype(np.uint64)
-        cut = np.flatnonzero((orders[1:] != orders[:-1]) | (index[1:] != index[:-1] + step[:-1]))
-        edges = [0, *(cut + 1).tolist(), len(index)] if len(index) else [0]
-        for a, b in itertools.pairwise(edges):
-            file.adopt(int(index[a]), frames[a:b].copy(), int(orders[a]))
-        return file
+    def adopt(self, restored: Any, name: str = "memfd") -> Any:
+        """A file of memory or a mount that was retrieved, as a file of this kernel.
+
+        Raises UsageError for what is no such file: see :meth:`take_over`.
+        """
+        from inspector.kernel import inheritance
+
+        return inheritance.adopt(self, restored, name)
+
+    def take_over(self, kinds: Collection[str] | None = None) -> dict[str, dict[int, Any]]:
+        """Everything that was retrieved, as files of this kernel: session -> token -> file.
+
+        ``kinds`` as scenarios call them (``"iommufd"``), None for all. Call it once, before
+        anything else. Raises UsageError for what the machine lacks, KernelErrno.
+        """
+        found, self._inheritance = self._inheritance, None
+        return {} if found is None else found.take(self, kinds)
 
     @property
     def luo(self) -> Luo:

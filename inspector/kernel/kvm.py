@@ -64,7 +64,8 @@ class KvmVcpu:
 class GuestMemfd(Memfd):
     """A guest_memfd: memory that belongs to a machine and may have holes.
 
-    ``stale`` is how many of its last folios are not up to date.
+    ``stale`` is how many of its last folios are not up to date, ``outdated`` the first pages of
+    others that are not.
     """
 
     def __init__(self, machine: Machine, vm: KvmVm, flags: int = 0, name: str = "gmem") -> None:
@@ -72,6 +73,7 @@ class GuestMemfd(Memfd):
         self.vm = vm
         self.flags = flags
         self.stale = 0
+        self.outdated: frozenset[int] = frozenset()
 
 
 def _vm_token(session: Session, vm: KvmVm) -> int:
@@ -263,7 +265,9 @@ class GuestMemfdHandler(FileHandler):
         ser = self.kho.alloc_preserve(self.layout.size)
         array = folio_array.entries(file.extents, GUEST_MEMFD_LUO_FOLIO_UPTODATE)
         fresh = max(len(array) - file.stale, 0)
-        array[fresh:, 0] &= np.uint64((1 << 52) - 1)
+        old = np.isin(array[:, 1], np.array(sorted(file.outdated), np.uint64))
+        old[fresh:] = True
+        array[old, 0] &= np.uint64((1 << 52) - 1)
         try:
             area, descriptor = folio_array.preserve(self.kho, file.extents, array)
         except KernelErrno:

@@ -23,6 +23,7 @@ from inspector.kernel.restore import I8Array
 from inspector.kernel.view import PageFault, View
 from inspector.memory.base import U64Array
 
+_PFN_BITS = np.uint64(52)
 _PFN = np.uint64((1 << 52) - 1)
 _PIECE = 1 << 20
 _SEAL_SEAL, _SEAL_EXEC = 0x1, 0x20
@@ -143,7 +144,7 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
         )
     values = layout.unpack(raw)
     seals = _seals(layout, values)
-    frames, orders, index = restore_folios(
+    frames, orders, index, _ = restore_folios(
         boot, entry, layout.nested(values, "folios"), values["nr_folios"]
     )
     if not release(boot, entry.data) and boot.kernel.since("6.18"):
@@ -168,22 +169,22 @@ def retrieve(boot: Booting, entry: FileEntry) -> RestoredMemfd:
 
 def restore_folios(
     boot: Booting, entry: FileEntry, descriptor: dict[str, int], count: int, *, unit: int = 0
-) -> tuple[U64Array, I8Array, U64Array]:
-    """(first frames, orders, indices in pages) of a file's folios, whose list is freed.
+) -> tuple[U64Array, I8Array, U64Array, U64Array]:
+    """(first frames, orders, indices in pages, flags) of a file's folios, whose list is freed.
 
     An index counts ``2 ** unit`` pages. Raises KernelErrno, Absent, PageFault.
     """
     if not count:
         empty = np.empty(0, np.uint64)
-        return empty, np.empty(0, np.int8), empty
+        return empty, np.empty(0, np.int8), empty, empty
     area = restore_vmalloc(boot, descriptor, entry.path)
-    frames, index = _entries(boot, area, count)
+    frames, index, flags = _entries(boot, area, count)
     if unit:
         index = np.minimum(index, np.uint64((1 << (64 - unit)) - 1)) << np.uint64(unit)
     free_area(boot, area)
     orders = take_folios(boot, frames)
     _check(boot, entry, frames, orders, index)
-    return frames, orders, index
+    return frames, orders, index, flags
 
 
 def _seals(layout: Struct, values: dict[str, int]) -> int:
@@ -199,14 +200,16 @@ def _seals(layout: Struct, values: dict[str, int]) -> int:
     return seals
 
 
-def _entries(boot: Booting, area: Area, count: int) -> tuple[U64Array, U64Array]:
-    """First frames and indices of the folios; holes are skipped."""
+def _entries(boot: Booting, area: Area, count: int) -> tuple[U64Array, U64Array, U64Array]:
+    """First frames, indices and flags of the folios; holes are skipped."""
     if count * 16 > area.size:
         raise PageFault(int(area.frames[-1]) << boot.view.page_shift)
     words = area.words(boot.view, 2 * count)
-    frames, index = words[0::2] & _PFN, words[1::2]
+    frames, index, flags = words[0::2] & _PFN, words[1::2], words[0::2] >> _PFN_BITS
     used = frames != 0
-    return (frames, index) if used.all() else (frames[used], index[used])
+    if used.all():
+        return frames, index, flags
+    return frames[used], index[used], flags[used]
 
 
 def _check(

@@ -1,26 +1,46 @@
 """``[[update]]``: the image is taken over, and the kernel that did it hands over again.
 
 Every session is retrieved with all its files, devices are moved to page tables of the new kernel,
-and everything is finished. With ``preserve`` (the default) sessions of the same names then hold the
-same memory files under the same tokens again; iommufds and devices are opened anew.
+and everything is finished. With ``preserve`` (the default) sessions of the same names then hold
+the same files under the same tokens again, of all kinds or of those that it lists.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from abi.errors import UsageError
 from inspector.findings import Outcome
 from inspector.kernel import scenario_steps
-from inspector.kernel.consumer import Result, consume
+from inspector.kernel.consumer import consume
+from inspector.kernel.errno import KernelErrno
+from inspector.kernel.hugetlb import HugeMemfd
+from inspector.kernel.iommufd import Iommufd
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec
+from inspector.kernel.kvm import GuestMemfd, KvmVcpu, KvmVm
 from inspector.kernel.machine import MachineSpec
-from inspector.kernel.memory_file import RestoredMemfd
+from inspector.kernel.memfd import Memfd
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.profile import profile as find_profile
-from inspector.kernel.scenario_file import ScenarioError, Table
+from inspector.kernel.scenario_file import ScenarioError, Table, unknown
 from inspector.kernel.scenario_steps import Step, World
+from inspector.kernel.tmpfs import TmpfsMount
+from inspector.kernel.vfio import VfioDevice
 
+#: Kinds of files by what they are in a running kernel.
+_KINDS: dict[type, str] = {
+    Memfd: "memfd",
+    KvmVm: "kvm-vm",
+    KvmVcpu: "kvm-vcpu",
+    GuestMemfd: "guest-memfd",
+    HugeMemfd: "huge-memfd",
+    TmpfsMount: "tmpfs-mount",
+    Iommufd: "iommufd",
+    VfioDevice: "vfio-pci",
+}
+#: Those that exist after an update whether they are preserved again or not.
+_MEMORY = frozenset(_KINDS.values()) - {"iommufd", "vfio-pci"}
 _GOOD = (Outcome.TAKEN_OVER, Outcome.TAKEN_OVER_WITH_WARNINGS)
 
 
@@ -32,7 +52,7 @@ class Update:
     release: str | None = None
     kho_test: KhoTestSpec | None = None
     test_flbs: bool = False
-    preserve: bool = True
+    preserve: frozenset[str] = frozenset(_KINDS.values())
     finish: bool = True
     steps: tuple[Step, ...] = ()
     table: Table | None = field(default=None, compare=False, repr=False)
@@ -56,7 +76,6 @@ class Update:
             for path, error in result.errors.items():
                 first = first or f"{path}: {error}"
             raise self.error(f"{self.kernel} does not take over: {result.outcome}: {first}")
-        restored = _memory_files(result)
         kernel = Kernel.after(
             result.consumer,
             spec,
@@ -65,30 +84,46 @@ class Update:
             test_flbs=self.test_flbs,
         )
         world = World(kernel)
-        for session, files in restored.items():
-            for token, file in files.items():
-                name = f"{session}/{token:#x}"
-                world.files[name] = kernel.adopt(file, name)
-            if self.preserve:
-                opened = kernel.luo.create_session(session)
-                world.add_session(session, opened)
-                for token in files:
-                    opened.preserve(world.files[f"{session}/{token:#x}"], token)
+        try:
+            self._take_over(world)
+        except KernelErrno as error:
+            raise self.error(f"what was taken over cannot be preserved again: {error}") from None
+        except UsageError as error:
+            raise self.error(str(error)) from None
         for step in self.steps:
             step.run(world)
         return kernel
 
+    def _take_over(self, world: World) -> None:
+        """Name the files, and preserve those of the kinds wanted again."""
+        kernel = world.kernel
+        for session, files in kernel.take_over({*self.preserve, *_MEMORY}).items():
+            for token, file in files.items():
+                world.files[f"{session}/{token:#x}"] = file
+                for hwpt in file.hwpts if isinstance(file, Iommufd) else ():
+                    name = f"{session}/{token:#x}/{hwpt.token:#x}"
+                    world.objects |= {name: hwpt, f"{name}/ioas": hwpt.ioas}
+            if self.preserve:
+                opened = kernel.luo.create_session(session)
+                world.add_session(session, opened)
+                for token, file in files.items():
+                    if _kind(file) in self.preserve:
+                        opened.preserve(file, token)
 
-def _memory_files(result: Result) -> dict[str, dict[int, RestoredMemfd]]:
-    """The memory files by session and token, in the order of the image."""
-    if result.consumer.luo is None:
-        return {}
-    return {
-        entry.name.decode("utf-8", "surrogateescape"): {
-            file.token: file.file for file in entry.files if isinstance(file.file, RestoredMemfd)
-        }
-        for entry in result.consumer.luo.sessions
-    }
+
+def _kind(file: Any) -> str:
+    return next(kind for type_, kind in _KINDS.items() if type(file) is type_)
+
+
+def _preserve(table: Table) -> frozenset[str]:
+    """``true``, ``false``, or a list of kinds."""
+    if not isinstance(table.raw("preserve"), list):
+        return frozenset(_KINDS.values() if table.flag("preserve", True) else ())
+    kinds = table.strings("preserve")
+    for kind in kinds:
+        if kind not in _KINDS.values():
+            raise table.error("preserve", unknown(kind, sorted(_KINDS.values()), "kind of file"))
+    return frozenset(kinds)
 
 
 def read(table: Table, before: KernelProfile) -> Update:
@@ -114,7 +149,7 @@ def read(table: Table, before: KernelProfile) -> Update:
         release=table.text("release", None),
         kho_test=test,
         test_flbs=table.flag("test_flbs"),
-        preserve=table.flag("preserve", True),
+        preserve=_preserve(table),
         finish=table.flag("finish", True),
         steps=tuple(scenario_steps.read(table, kernel)),
         table=table,

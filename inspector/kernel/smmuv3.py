@@ -10,6 +10,7 @@ from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.smmuv3 import LINUX_SPLIT, STE_SIZE, SteConfig, stream_table_entry
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import PciDevice, Unit
+from inspector.kernel.inherited import InheritedTables
 from inspector.kernel.iommu import Domain
 from inspector.kernel.kho import Kho
 from inspector.kernel.machine import Machine
@@ -23,26 +24,55 @@ _PS_44_BITS = 4
 
 
 class Smmuv3Unit:
-    """One SMMUv3 and its stream table. ``listed`` selects the page-list form of DMA handles."""
+    """One SMMUv3 and its stream table, which may be that of the kernel before.
 
-    def __init__(self, machine: Machine, kho: Kho, unit: Unit, *, listed: bool) -> None:
+    ``listed`` selects the page-list form of DMA handles.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        kho: Kho,
+        unit: Unit,
+        *,
+        listed: bool,
+        inherited: InheritedTables | None = None,
+    ) -> None:
         self.machine = machine
         self.kho = kho
         self.unit = unit
         self.listed = listed
         l1_entries = 1 << max(unit.stream_bits - LINUX_SPLIT, 0)
         self.l1_size = max(l1_entries * 8, machine.page_size)
-        self.l1 = self._alloc(self.l1_size)
+        self.l1 = inherited.root if inherited is not None else self._alloc(self.l1_size)
         self.l1_entries = l1_entries
         self.l2: dict[int, int] = {}
         self.l2_size = max(STE_SIZE << LINUX_SPLIT, machine.page_size)
         self._next_vmid = max(1, unit.first_domain_id)
         self._free_vmids: list[int] = []
+        self._reserved_vmids: set[int] = set()
         self.attached: dict[int, Domain] = {}
         self._devices: dict[int, PciDevice] = {}
         self._handles: list[tuple[int, int, int]] = []
         #: Addresses of the arrays of handles of level-2 tables.
         self.handle_arrays: list[int] = []
+        if inherited is not None:
+            self._inherit(inherited)
+
+    def _inherit(self, tables: InheritedTables) -> None:
+        """Go on with the tables there are: every stream has left its old domain."""
+        memory = self.machine.memory
+        memory.mark_zero(self.l1, self.l1_size)
+        for index, table in tables.contexts.items():
+            memory.mark_zero(table, self.l2_size)
+            memory.write(self.l1 + 8 * index, (table | _SPAN).to_bytes(8, "little"))
+            self.l2[index] = table
+        self._reserved_vmids = set(tables.ids)
+
+    def settle(self) -> None:
+        """The old domains are gone: the VMIDs that they had can be given out again."""
+        self._free_vmids += [v for v in self._reserved_vmids if 0 < v < self._next_vmid]
+        self._reserved_vmids.clear()
 
     def _alloc(self, size: int) -> int:
         order = (size // self.machine.page_size - 1).bit_length()
@@ -111,6 +141,8 @@ class Smmuv3Unit:
         if self._free_vmids:
             self._free_vmids.sort(reverse=True)
             return self._free_vmids.pop()
+        while self._next_vmid in self._reserved_vmids:
+            self._next_vmid += 1
         if self._next_vmid >= self.unit.domain_ids:
             raise KernelErrno("ENOSPC", "the unit has no VMID left")
         self._next_vmid += 1

@@ -8,12 +8,16 @@ import numpy as np
 
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.smmuv3 import parse_strtab
+from inspector.kernel.inherited import InheritedTables
 from inspector.walk.iommu import Unit
 
 if TYPE_CHECKING:
     from inspector.kernel.devices import Devices
 
 _MAX_HANDLES = 1 << 16
+#: SPAN and L2Ptr of a level-1 stream table descriptor.
+_SPAN_MASK = 0x1F
+_L2_POINTER = ((1 << 52) - 1) & ~0x3F
 _MAX_PAGES = 1 << 20
 
 
@@ -26,7 +30,8 @@ def restore(found: Devices, unit: Unit) -> None:
 
     view = found.boot.view
     dense = "strtab_base" in unit.values
-    _memory(found, unit, unit.get("l1_strtab_lu_state"), dense)
+    kept = found.tables[unit.token] = InheritedTables()
+    kept.root = _memory(found, unit, unit.get("l1_strtab_lu_state"), dense)
     array = unit.get("l2_strtab_lu_states_phys")
     if not array:
         return
@@ -36,19 +41,30 @@ def restore(found: Devices, unit: Unit) -> None:
     handles = np.frombuffer(view.read(array, 8 * count), "<u8")
     for handle in handles[handles != 0].tolist():
         _memory(found, unit, handle, dense)
-    take(found, array, unit.path, "the array of handles of stream tables")
+    order = take(found, array, unit.path, "the array of handles of stream tables")
+    found.boot.freed.add_one(array >> view.page_shift, order)
+    kept.contexts = _level_2(found, kept.root, table.l1_entries)
 
 
-def _memory(found: Devices, unit: Unit, handle: int, dense: bool) -> None:
-    """Restore DMA memory and its handle."""
+def _level_2(found: Devices, table: int, entries: int) -> dict[int, int]:
+    """Level-2 tables by the index of the level-1 entry that points to each."""
+    if not found.boot.view.present(table, 8 * entries):
+        return {}
+    words = np.frombuffer(found.boot.view.read(table, 8 * entries), "<u8")
+    used = np.flatnonzero(words & np.uint64(_SPAN_MASK)).tolist()
+    return {index: int(words[index]) & _L2_POINTER for index in used}
+
+
+def _memory(found: Devices, unit: Unit, handle: int, dense: bool) -> int:
+    """Restore DMA memory; its address. The handle is of no use any more and freed."""
     from inspector.kernel.devices import Bug, take, take_many
 
     view = found.boot.view
     if not handle:
         raise Bug("a stream table has no handle: BUG", unit.path, unit.address)
     if dense:
-        take(found, dma_alloc_ser_a.unpack(view.read(handle, dma_alloc_ser_a.size))["page_phys"],
-             unit.path, "a stream table")  # fmt: skip
+        address = dma_alloc_ser_a.unpack(view.read(handle, dma_alloc_ser_a.size))["page_phys"]
+        take(found, address, unit.path, "a stream table")
     else:
         values = dma_alloc_ser.unpack(view.read(handle, dma_alloc_ser.size))
         folio = values["is_folio"] or values["is_contiguous"]
@@ -56,4 +72,7 @@ def _memory(found: Devices, unit: Unit, handle: int, dense: bool) -> None:
         data = view.read(handle + dma_alloc_ser.size, 8 * pages)
         addresses = np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
         take_many(found, addresses, unit.path, "a stream table")
-    take(found, handle, unit.path, "the handle of a stream table")
+        address = int(addresses[0]) if len(addresses) else 0
+    order = take(found, handle, unit.path, "the handle of a stream table")
+    found.boot.freed.add_one(handle >> view.page_shift, order)
+    return int(address)

@@ -9,6 +9,7 @@ import numpy as np
 from abi import vtd
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import Hardware, PciDevice, Unit
+from inspector.kernel.inherited import InheritedTables
 from inspector.kernel.iommu import Domain
 from inspector.kernel.kho import Kho
 from inspector.kernel.machine import Machine
@@ -20,25 +21,55 @@ _PASIDS_PER_TABLE = vtd.PASIDS_PER_TABLE
 
 
 class VtdUnit:
-    """One VT-d unit and its tables."""
+    """One VT-d unit and its tables, which may be those of the kernel before."""
 
-    def __init__(self, machine: Machine, kho: Kho, unit: Unit, hardware: Hardware) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        kho: Kho,
+        unit: Unit,
+        hardware: Hardware,
+        inherited: InheritedTables | None = None,
+    ) -> None:
         self.machine = machine
         self.kho = kho
         self.unit = unit
-        self.root = machine.alloc_page()
+        self.root = inherited.root if inherited is not None else machine.alloc_page()
         #: Bit of the bitmap -> (address, words of the context table).
         self.contexts: dict[int, tuple[int, np.ndarray[Any, np.dtype[np.uint64]]]] = {}
         #: Device -> (PASID directory, its order, PASID table).
         self._pasid: dict[int, tuple[int, int, int]] = {}
         self._next_did = unit.first_domain_id
         self._free_dids: list[int] = []
+        self._reserved_dids: set[int] = set()
         self._preserved: tuple[int, ...] | None = None
         self._preserved_pasids: dict[int, tuple[int, int, int]] = {}
         self.attached: dict[int, Domain] = {}
         self._devices: dict[int, PciDevice] = {}
+        if inherited is not None:
+            self._inherit(inherited)
         for bit in sorted({self.bit(device) for device in hardware.behind(unit.base)}):
             self._context(bit)
+
+    def _inherit(self, tables: InheritedTables) -> None:
+        """Go on with the tables there are: every device has left its old domain."""
+        memory, page = self.machine.memory, self.machine.page_size
+        memory.mark_zero(self.root, page)
+        for bit, pa in tables.contexts.items():
+            self.contexts[bit] = (pa, np.zeros(512, np.uint64))
+            memory.write(self.root + 8 * bit, (pa | 1).to_bytes(8, "little"))
+        for key, (directory, order, table) in tables.pasids.items():
+            memory.mark_zero(directory, page << order)
+            memory.mark_zero(table, page)
+            memory.write(directory, (table | 1).to_bytes(8, "little"))
+            self._pasid[key] = (directory, order, table)
+        self._reserved_dids = set(tables.ids)
+
+    def settle(self) -> None:
+        """The old domains are gone: the ids that they had can be given out again."""
+        known = [did for did in self._reserved_dids if did < self._next_did]
+        self._free_dids += [did for did in known if did >= self.unit.first_domain_id]
+        self._reserved_dids.clear()
 
     # -- tables ------------------------------------------------------------------------------
 
@@ -84,6 +115,8 @@ class VtdUnit:
         if self._free_dids:
             self._free_dids.sort(reverse=True)
             return self._free_dids.pop()
+        while self._next_did in self._reserved_dids:
+            self._next_did += 1
         if self._next_did >= self.unit.domain_ids:
             raise KernelErrno("ENOSPC", "the unit has no domain id left")
         self._next_did += 1

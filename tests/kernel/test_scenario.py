@@ -238,8 +238,11 @@ def test_present_zero_pages_take_no_room(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_manual() -> None:
     manual = (Path(__file__).parent.parent.parent / "docs" / "scenarios.md").read_text()
-    first, second, third = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
+    first, second, third, fourth = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
     assert scenario.parse(first).run().root
+    again = scenario.parse(first + fourth).run().kernel
+    assert again.live_updates == 1
+    assert again.luo.sessions[0].files[0x1001].file.pos == 200
     machine, files = second.split("[[session.file]]", 1)
     session = (
         'kernel = "linux-7.3+iommu-vw"\n[[session]]\nname = "s"\n[[session.file]]\n'

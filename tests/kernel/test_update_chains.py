@@ -1,0 +1,444 @@
+"""Three updates: what a kernel took over it hands over again, every kind of file, no page lost."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inspector import image as decoded_image
+from inspector import pagetable
+from inspector.findings import Outcome, Severity
+from inspector.kernel import scenario
+from inspector.kernel.consumer import Result, consume
+from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
+from inspector.kernel.frames import frames_of
+from inspector.kernel.guest_files import (
+    RestoredGuestMemfd,
+    RestoredHugeMemfd,
+    RestoredMount,
+    RestoredVcpu,
+    RestoredVm,
+)
+from inspector.kernel.hugetlb import HugeMemfd
+from inspector.kernel.inheritance import KINDS
+from inspector.kernel.iommufd import Iommufd
+from inspector.kernel.kernel import Kernel
+from inspector.kernel.kvm import GuestMemfd, KvmVcpu, KvmVm
+from inspector.kernel.memfd import Memfd
+from inspector.kernel.memory_file import RestoredFolios, RestoredMemfd
+from inspector.kernel.scenario_file import ScenarioError
+from inspector.kernel.tmpfs import TmpfsMount
+from inspector.kernel.vfio import VfioDevice
+from inspector.kernel.vtd import VtdUnit
+
+#: Scenario, the kernel in its place, and the kernels that take over one after the other.
+CHAINS = {
+    "guest memory": ("guest-memfd", None, [None] * 3),
+    "caretaker": ("kvm-caretaker", None, [None] * 3),
+    "version word": ("iommufd", None, [None] * 3),
+    "7.1 iommu v2": ("iommu-v2", None, [None] * 3),
+    "v3 scalable": ("iommu-v3-scalable", None, [None] * 3),
+    "rfc v2": ("iommu-rfc-v2", "linux-7.0+iommu-rfc-v2+memfd=memfd-v2", [None] * 3),
+    "v1": ("iommu-v1", "linux-7.0+iommu-v1+memfd=memfd-v2", [None] * 3),
+    "v1 partial": ("iommu-v1", "linux-7.1+iommu-v1+iommu=iommu-v1-2026-02-partial", [None] * 3),
+    "v3 base": ("iommufd", "linux-7.1+iommu-v3+iommu=iommu-v3-2026-06-base", [None] * 3),
+    "version base": ("iommufd", "linux-7.3+iommu-vw+iommu=iommu-v4-version-field-base", [None] * 3),
+    "smmuv3": ("smmuv3", None, [None] * 3),
+    "smmuv3 of the version word": ("smmuv3", "linux-7.3+iommu-vw", [None] * 3),
+    "vfio rfc v1": ("vfio-rfc-v1", None, [None] * 3),
+    "features": ("linux-7.3", "linux-7.3+luo=luo-features+memfd=memfd-features", [None] * 3),
+    "arm64 64K": ("linux-7.3-arm64-64k", None, [None] * 3),
+    "early memfd": ("linux-7.3", "linux-7.3+memfd=memfd-v2-early", ["linux-7.3"] * 3),
+    "everything": ("chain-everything", None, [None] * 3),
+    # A change of release where both sides write the same forms.
+    "7.2 to 7.3": (
+        "iommufd", "linux-7.2+iommu-vw", ["linux-7.2+iommu-vw", "linux-7.3+iommu-vw", None],
+    ),
+    "7.3 to 7.2": (
+        "guest-memfd", None,
+        ["linux-7.2+guest-memfd+hugetlb+tmpfs", None, "linux-7.3+guest-memfd+hugetlb+tmpfs"],
+    ),
+    "contiguous lists": ("linux-6.19", None, [None] * 3),
+    "machines without attributes": (
+        "kvm-caretaker", "linux-7.2+kvm-caretaker", ["linux-7.3+kvm-caretaker", None, None],
+    ),
+}  # fmt: skip
+
+
+def text_of(name: str, kernel: str | None) -> str:
+    text = resources.files("inspector.kernel").joinpath(f"scenarios/{name}.toml").read_text()
+    text = text.split("\n[[update]]")[0]
+    if kernel is not None:
+        own = tomllib.loads(text)["kernel"]
+        text = text.replace(f'kernel = "{own}"', f'kernel = "{kernel}"', 1)
+    return text
+
+
+# -- what a scenario asked for, out of the objects of the first kernel ----------------------------
+
+
+def meant_by(kernel: Kernel) -> dict[tuple[str, int], Any]:
+    found = {}
+    for session in kernel.luo.sessions:
+        tokens = {id(entry.file): token for token, entry in session.files.items()}
+        for token, entry in session.files.items():
+            found[session.name, token] = meant(kernel, entry.file, tokens)
+    return found
+
+
+def meant(kernel: Kernel, file: Any, tokens: dict[int, int]) -> Any:
+    read = kernel.machine.memory.read
+    page, shift = kernel.machine.page_size, kernel.machine.page_shift
+    if isinstance(file, GuestMemfd):
+        pages = [i for e in file.extents for i in range(e.index, e.end, 1 << e.order)]
+        stale = sorted([*pages[len(pages) - file.stale :], *file.outdated])
+        content = file.read(0, file.size)
+        return ("guest", file.size, file.flags, content, pages, stale, tokens[id(file.vm)])
+    if isinstance(file, HugeMemfd):
+        return ("huge", file.size, file.pos, file.pool.order, file.read(0, file.size))
+    if isinstance(file, Memfd):
+        known = any(
+            f.name in ("seals", "word")
+            for f in kernel.profile["memfd"].layouts["memfd_luo_ser"].fields
+        )
+        return ("memfd", file.size, file.pos, file.seals if known else 1, file.read(0, file.size))
+    if isinstance(file, KvmVm):
+        layout = {f.name for f in kernel.profile["kvm"].layouts["kvm_luo_ser"].fields}
+        rows = [
+            (gfn, each.attributes)
+            for each in file.attributes
+            for gfn in range(each.gfn, each.gfn + each.frames)
+        ]
+        folios = [read(frame << shift, page << order) for frame, order in file.folios]
+        return (
+            "vm", file.type, rows if "mem_attrs" in layout else [],
+            folios if "kho_folios" in layout else [],
+        )  # fmt: skip
+    if isinstance(file, KvmVcpu):
+        control = file.control and {"pcpu_id": 0xFFFFFFFF, "reserved": 0, **file.control}
+        told = file.telemetry and {k: v for k, v in file.telemetry.items() if v}
+        return ("vcpu", file.vcpu_id, file.state.rstrip(b"\0"), control, told, tokens[id(file.vm)])
+    if isinstance(file, TmpfsMount):
+        return ("mount", file.max_blocks, file.mode, file.flags)
+    if isinstance(file, Iommufd):
+        tables = {}
+        for hwpt in file.hwpts:
+            if hwpt.token is not None and hwpt.ioas is not None:
+                rows = {}
+                for area in hwpt.ioas.areas:
+                    for i in range(area.count):
+                        for at in range(0, area.size, page):
+                            offset = area.offset + i * area.size + at
+                            where = (tokens[id(area.file)], offset, int(area.permissions))
+                            rows[area.iova + i * area.stride + at] = where
+                tables[hwpt.token] = (hwpt.domain.sign_extend, rows)
+        return ("iommufd", tables if file.preserves_devices else {})
+    assert isinstance(file, VfioDevice)
+    hwpt = file.iommufd.devices[file.device.key] if file.iommufd and file.domain else None
+    while hwpt is not None and hwpt.parent is not None:
+        hwpt = hwpt.parent
+    saved = None
+    if kernel.profile["vfio-pci"].id == "vfio-pci-rfc-v1":
+        saved = (
+            file.config.ljust(4096, b"\0"), tuple(file.bars),
+            [(c.cap_nr, c.cap_extended, c.data) for c in file.capabilities],
+        )  # fmt: skip
+    token = tokens.get(id(file.iommufd))
+    return ("vfio", str(file.device), token, hwpt.token if hwpt is not None else None, saved)
+
+
+# -- what a kernel finds --------------------------------------------------------------------------
+
+
+def found_by(result: Result) -> dict[tuple[str, int], Any]:
+    luo = result.consumer.luo
+    assert luo is not None
+    return {
+        (s.name.decode(), f.token): seen(result, f.file, s.files)
+        for s in luo.sessions
+        for f in s.files
+    }
+
+
+def seen(result: Result, file: Any, session: list[Any]) -> Any:
+    view = result.consumer.state.view
+    if isinstance(file, RestoredGuestMemfd):
+        pages = sorted(file.index.tolist())
+        stale = sorted(file.stale.tolist())
+        return ("guest", file.size, file.flags, file.read(), pages, stale, file.vm_token)
+    if isinstance(file, RestoredHugeMemfd):
+        return ("huge", file.size, file.pos, file.order, file.read())
+    if isinstance(file, RestoredMemfd):
+        return ("memfd", file.size, file.pos, file.seals_now, file.read())
+    if isinstance(file, RestoredVm):
+        rows = [] if file.attributes is None else [tuple(r) for r in file.attributes.tolist()]
+        folios = [
+            view.read(frame << view.page_shift, view.page_size << order)
+            for frame, order in zip(file.frames.tolist(), file.orders.tolist(), strict=True)
+        ]
+        return ("vm", file.type, rows, folios)
+    if isinstance(file, RestoredVcpu):
+        told = file.telemetry and {k: v for k, v in file.telemetry.items() if v}
+        state = file.state.rstrip(b"\0")
+        return ("vcpu", file.vcpu_id, state, file.control, told, file.vm_token)
+    if isinstance(file, RestoredMount):
+        return ("mount", file.max_blocks, file.mode, file.flags)
+    if isinstance(file, RestoredIommufd):
+        return ("iommufd", {t: table(result, h.domain, session) for t, h in file.hwpts.items()})
+    assert isinstance(file, RestoredVfio)
+    owner = [
+        (f.token, t)
+        for f in session
+        if isinstance(f.file, RestoredIommufd)
+        for t, h in f.file.hwpts.items()
+        if file.domain is not None and h.domain == file.domain
+    ]
+    saved = None
+    if "vconfig" in file.values:
+        saved = (
+            bytes(file.values["vconfig"]), tuple(file.values["rbar"]),
+            [(c.cap_nr, c.cap_extended, c.data) for c in file.capabilities],
+        )  # fmt: skip
+    token, hwpt = owner[0] if owner else (None, None)
+    return ("vfio", str(file.device), token, hwpt, saved)
+
+
+def table(result: Result, address: int, session: list[Any]) -> Any:
+    """(first stage?, iova -> (token, offset, permissions)) of a domain."""
+    devices = result.consumer.devices
+    assert devices is not None
+    assert devices.iommu is not None
+    domain = devices.iommu.domains.at(address)
+    assert domain is not None
+    used = devices.domains.get(address)
+    kind = used.format if used is not None else "vtdss"
+    view = result.consumer.state.view
+    where = {}
+    for entry in session:
+        if isinstance(entry.file, RestoredFolios):
+            file = entry.file
+            for frame, order, index in zip(file.frames, file.orders, file.index, strict=True):
+                for i in range(1 << int(order)):
+                    where[int(frame) + i] = (entry.token, (int(index) + i) * view.page_size)
+    walk = pagetable.walk(view.memory, kind, domain.top_table_phys, domain.levels, vasz=domain.vasz)
+    rows = {}
+    for chunk in walk.ranges():
+        for iova, pa, size, rights in chunk:
+            for at in range(0, size, view.page_size):
+                token, offset = where[pa + at >> view.page_shift]
+                rows[iova + at] = (token, offset, int(rights))
+    assert not walk.findings.items
+    return (kind == "x86-64", rows)
+
+
+# -- pages ----------------------------------------------------------------------------------------
+
+
+def check_pages(before: Kernel, result: Result) -> None:
+    """After finish nothing was freed twice, and all that is held has an owner."""
+    consumer = result.consumer
+    state = consumer.state
+    freed = [frames_of(blocks, order) for order, blocks in state.freed.blocks()]
+    every = np.concatenate(freed) if freed else np.empty(0, np.uint64)
+    assert len(np.unique(every)) == len(every)
+    owned: list[int] = []
+    shift, page = state.view.page_shift, state.view.page_size
+    assert consumer.luo is not None
+    for _, entry in consumer.luo.files():
+        if isinstance(entry.file, (RestoredFolios, RestoredVm)):
+            for frame, order in zip(entry.file.frames, entry.file.orders, strict=True):
+                owned += range(int(frame), int(frame) + (1 << int(order)))
+    devices = consumer.devices
+    for tables in devices.tables.values() if devices is not None else ():
+        arm = 8 << 8 if not tables.pasids and before.machine.spec.architecture == "aarch64" else 0
+        owned += range(tables.root >> shift, (tables.root >> shift) + max(1, arm >> shift))
+        each = (64 << 8) // page if arm else 1
+        for address in tables.contexts.values():
+            owned += range(address >> shift, (address >> shift) + max(each, 1))
+        for directory, order, low in tables.pasids.values():
+            owned += [*range(directory >> shift, (directory >> shift) + (1 << order)), low >> shift]
+    # Domains that no device uses are never touched by a real kernel either: their tables are lost.
+    domains = before.iommu.live_domains if before.iommu is not None and before.iommu.root else {}
+    for domain in domains.values():
+        if not domain.devices:
+            for pa, order in domain.table.tables():
+                owned += range(pa >> shift, (pa >> shift) + (1 << order))
+    # A posting's first half has no members for VT-d tables: the next kernel knows nothing of them.
+    for base, driver in before.drivers.units.items() if before.drivers is not None else ():
+        if isinstance(driver, VtdUnit) and base not in (devices.tables if devices else ()):
+            owned += [driver.root >> shift, *(pa >> shift for pa, _ in driver.contexts.values())]
+    test = before.kho_test
+    if test is not None and test.area is not None and test.descriptor is not None:
+        # The self test frees its folios, and keeps the list of them.
+        owned += test.area.frames.tolist()
+        owned += [chunk >> shift for chunk in test.descriptor.chunks]
+    for region in before.reserve_mem:
+        owned += range(region.start >> shift, -(-(region.start + region.size) >> shift))
+    assert len(set(owned)) == len(owned)
+    held = set(consumer.retained.frames().tolist())
+    assert set(owned) <= held, [hex(f) for f in set(owned) - held]
+    # The root, blobs and what hangs off LUO's are kept as long as the kernel runs.
+    assert held - set(owned) <= forever(before), [hex(f) for f in held - set(owned)]
+
+
+def forever(kernel: Kernel) -> set[int]:
+    shift = kernel.machine.page_shift
+    luo = kernel.luo
+    found = {kernel.kho.root >> shift, luo.address >> shift, luo.flb_page >> shift}
+    found.add(luo._struct_at >> shift)
+    found |= {blob.address >> shift for blob in kernel.kho.blobs.values()}
+    if luo.generation.sessions != "blocks":
+        for address in luo.session_blocks:
+            found |= {(address >> shift) + i for i in range(16)}
+        for session in luo.sessions:
+            for address in session.blocks:
+                found |= {(address >> shift) + i for i in range(2)}
+    return found
+
+
+@pytest.mark.parametrize("chain", sorted(CHAINS))
+def test_every_file_over_three_updates(chain: str) -> None:
+    name, first, kernels = CHAINS[chain]
+    chosen = scenario.parse(text_of(name, first), name)
+    kernel = chosen.boot()
+    chosen.perform(kernel)
+    wanted = meant_by(kernel)
+    assert wanted
+    profile = kernel.profile
+    for number, by in enumerate(kernels, 1):
+        image = kernel.kexec()
+        with decoded_image.open(image.memory, overrides=overrides(kernel)) as decoded:
+            assert [f for f in decoded.findings if f.severity >= Severity.WARNING] == []
+        profile = scenario.find_profile(by) if by is not None else profile
+        hardware = kernel.machine.spec.hardware
+        options = {"reserve_mem": kernel.reserve_mem, "hardware": hardware}
+        looked = consume(image.memory, profile, finish=False, **options)
+        assert found_by(looked) == wanted
+        result = consume(image.memory, profile, **options)
+        assert result.outcome is Outcome.TAKEN_OVER, result.reasons[:3]
+        assert not result.errors
+        check_pages(kernel, result)
+        after = Kernel.after(result.consumer, kernel.machine.spec)
+        assert after.live_updates == number
+        for session, files in after.take_over().items():
+            opened = after.luo.create_session(session)
+            for token, file in files.items():
+                opened.preserve(file, token)
+        assert meant_by(after) == wanted
+        kernel = after
+    give_everything_back(kernel)
+
+
+def overrides(kernel: Kernel) -> dict[str, Any]:
+    """Forms that one object of each kind does not tell apart."""
+    layers = ("pci", "vfio-pci", "iommu", "iommufd", "kvm", "memfd")
+    return {layer: kernel.profile[layer] for layer in layers if kernel.profile.has(layer)}
+
+
+def give_everything_back(kernel: Kernel) -> None:
+    """Unpreserve all and close all: every page that was taken over is free again."""
+    machine = kernel.machine
+    files = [e.file for s in kernel.luo.sessions for e in s.files.values()]
+    pools = {order: pool.used for order, pool in kernel.huge_pools.items()}
+    for session in list(kernel.luo.sessions):
+        session.close()
+    assert all(flb.count == 0 for flb in kernel.luo.flbs)
+    before = machine.pages_out
+    gone = 0
+    for file in files:
+        if isinstance(file, VfioDevice) and file.iommufd is not None and file.domain is not None:
+            file.iommufd.detach(file.device)
+    for file in files:
+        if isinstance(file, Iommufd):
+            for hwpt in list(file.hwpts):
+                gone += sum(1 << order for _, order in hwpt.domain.table.tables())
+                file.destroy(hwpt)
+            for space in list(file.ioas):
+                file.destroy_ioas(space)
+        elif isinstance(file, Memfd):
+            gone += sum(len(e.frames) << e.order for e in file.extents)
+            if isinstance(file, HugeMemfd):
+                pools[file.pool.order] -= sum(len(e.frames) for e in file.extents)
+            file.close()
+    assert machine.pages_out == before - gone
+    assert set(pools.values()) <= {0}
+    assert all(pool.used == 0 for pool in kernel.huge_pools.values())
+
+
+def test_each_kind_of_file_goes_through_a_chain() -> None:
+    """No kind is forgotten: those that scenarios know are those that chains above have."""
+    kinds = {
+        file.get("type", "memfd")
+        for name, first, _ in CHAINS.values()
+        for session in tomllib.loads(text_of(name, first)).get("session", [])
+        for file in session.get("file", [])
+    }
+    assert kinds == set(KINDS.values()) == set(scenario.scenario_steps.FILE_TYPES)
+
+
+def test_some_kinds_only() -> None:
+    text = text_of("chain-everything", None)
+    image = scenario.parse(text + '\n[[update]]\npreserve = ["memfd", "tmpfs-mount"]\n').run()
+    assert list(image.kernel.luo.sessions[0].files) == [0x1, 0x28]
+    image = scenario.parse(text + "\n[[update]]\npreserve = false\n").run()
+    assert image.kernel.luo.sessions == []
+
+
+def test_what_was_restored_has_names() -> None:
+    """Steps of an update may use files, page tables and address spaces by what they had."""
+    step = """
+[[update]]
+preserve = true
+[[update.step]]
+do = "unmap"
+ioas = "vm/0x30/0x7/ioas"
+iova = 0x10000000
+size = "2M"
+expect = "EBUSY"
+[[update.step]]
+do = "close"
+session = "vm"
+[[update.step]]
+do = "unmap"
+ioas = "vm/0x30/0x7/ioas"
+iova = 0x10000000
+size = "2M"
+[[update.step]]
+do = "detach"
+device = "0000:00:03.0"
+iommufd = "vm/0x30"
+[[update.step]]
+do = "seek"
+file = "vm/0x1"
+pos = 5
+"""
+    image = scenario.parse(text_of("chain-everything", None) + step).run()
+    assert image.kernel.luo.sessions == []
+
+
+@pytest.mark.parametrize(
+    ("update", "line", "reason"),
+    [
+        ('preserve = ["memfds"]', 2, "did you mean 'memfd'?"),
+        ("preserve = 5", 2, "is not true or false"),
+        ('preserve = ["iommufd"]', 1, "is not preserved in this session"),
+    ],
+)
+def test_mistakes_name_the_update(update: str, line: int, reason: str) -> None:
+    text = text_of("chain-everything", None)
+    before = len(text.splitlines())
+    with pytest.raises(ScenarioError) as caught:
+        scenario.parse(f"{text}\n[[update]]\n{update}\n", "s.toml").run()
+    assert str(caught.value).startswith(f"s.toml:{before + 1 + line}: update[0]")
+    assert reason in str(caught.value)
+
+
+def test_a_format_without_seals_ends_a_chain_with_an_iommufd() -> None:
+    """memfd-v1 gives the file back with F_SEAL_SEAL alone: an iommufd wants more."""
+    text = text_of("iommu-v1", None) + "\n[[update]]\n"
+    with pytest.raises(ScenarioError, match=r"update\[0\]: .*lacks seals"):
+        scenario.parse(text).run()

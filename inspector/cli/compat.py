@@ -20,10 +20,18 @@ from inspector.cli.common import (
     printer,
     write_json,
 )
-from inspector.cli.consume import InitrdSizeOption, KernelSizeOption, WithOption, size
+from inspector.cli.consume import (
+    HardwareOption,
+    InitrdSizeOption,
+    KernelSizeOption,
+    WithOption,
+    find_hardware,
+    size,
+)
 
 if TYPE_CHECKING:
     from inspector.compat import Options, Verdict
+    from inspector.kernel.hardware import Hardware
 
 
 def compat(
@@ -48,6 +56,7 @@ def compat(
         typer.Option(metavar="LAYER", help="With --matrix: all forms of iommu, iommufd, ..."),
     ] = None,
     with_: WithOption = None,
+    hardware: HardwareOption = None,
     kernel_size: KernelSizeOption = None,
     initrd_size: InitrdSizeOption = None,
     format: FormatOption = Format.TEXT,
@@ -65,6 +74,8 @@ def compat(
         raise UsageError("an image hands over by itself: no --from, no --matrix")
     if layer and not matrix:
         raise UsageError("--layer goes with --matrix")
+    if hardware and not image:
+        raise UsageError("--hardware goes with an image")
     if not matrix and not to:
         raise UsageError("--to is missing: for which kernel?")
     from inspector import compat as judge
@@ -80,21 +91,31 @@ def compat(
         _matrix(from_, to, layer, with_, options, format)
         return
     if image:
-        verdicts, rules = _image(image, to or [], with_ or [], options, regions)
+        verdicts, rules = _image(
+            image, to or [], with_ or [], options, regions, find_hardware(hardware)
+        )
     else:
         verdicts, rules = _pairs(from_ or [], to or [], with_ or [], options), None
     _show(verdicts, rules, format)
 
 
 def _image(
-    image: str, to: list[str], layers: list[str], options: Options, regions: str | None
+    image: str,
+    to: list[str],
+    layers: list[str],
+    options: Options,
+    regions: str | None,
+    hardware: Hardware | None,
 ) -> tuple[list[Verdict], dict[str, Any] | None]:
     from inspector import compat as judge
     from inspector.kernel.profile_file import find
 
     targets = judge.unique([find(name, layers) for name in to])
     with open_memory(image, regions) as memory:
-        verdicts = [judge.judge(memory, target, options, producer=image) for target in targets]
+        verdicts = [
+            judge.judge(memory, target, options, producer=image, hardware=hardware)
+            for target in targets
+        ]
         return verdicts, judge.rules(memory, options)
 
 

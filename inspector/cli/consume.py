@@ -24,6 +24,7 @@ from inspector.cli.common import (
 
 if TYPE_CHECKING:
     from inspector.kernel.consumer import Result
+    from inspector.kernel.hardware import Hardware
 
 KernelSizeOption = Annotated[
     str | None,
@@ -38,6 +39,14 @@ InitrdSizeOption = Annotated[
 WithOption = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="LAYER=ID", help="Give the kernel another form of a layer."),
+]
+HardwareOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The machine: a TOML file with iommu and device tables as in a scenario, or a"
+        " scenario (default: what the image speaks of).",
+    ),
 ]
 
 
@@ -68,6 +77,7 @@ def consume(
     ] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Digest the content of files.")] = False,
     with_: WithOption = None,
+    hardware: HardwareOption = None,
     kernel_size: KernelSizeOption = None,
     initrd_size: InitrdSizeOption = None,
     format: FormatOption = Format.TEXT,
@@ -79,6 +89,7 @@ def consume(
 
     Exit status: 0 taken over, 1 with warnings, 4 anything incompatible, 16 cannot tell.
     """
+    machine = find_hardware(hardware)
     with open_memory(image, regions) as memory:
         from inspector import verdict
         from inspector.kernel import boot as early
@@ -90,6 +101,7 @@ def consume(
             memory,
             target.kernel,
             root=address(root),
+            hardware=machine,
             kernel_size=size(kernel_size, early.KERNEL_SIZE),
             initrd_size=size(initrd_size, early.INITRD_SIZE),
             page_size=page_size(page_size_) or target.page_size,
@@ -146,6 +158,15 @@ def _user_space(
             except KernelErrno as error:
                 result.errors[opened.entry.path] = error
                 result.consumer.notes.append(f"{opened.entry.path} cannot be finished: {error}")
+
+
+def find_hardware(name: str | None) -> Hardware | None:
+    """The machine that ``--hardware`` names. Raises UsageError."""
+    if name is None:
+        return None
+    from inspector.kernel import hardware_file
+
+    return hardware_file.load(name)
 
 
 def size(text: str | None, default: int) -> int:

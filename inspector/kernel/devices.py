@@ -442,6 +442,7 @@ def _attach(found: Devices, state: IommuState) -> None:
         domain.devices.add(hardware.key)
         found.devices[hardware.key] = domain_at
         if tables is not None and tables[row] and limit[1]:
+            _other_mode(found, units[unit_at])
             _pasid(found, devices[row], hardware, units[unit_at])
         taken.append(row)
     _mark(found, devices.kind.objects, devices.addresses[taken])
@@ -572,6 +573,18 @@ def _sane(format_: Format, level: int, vasz: int | None) -> int | None:
     shift = format_.levels[level].shift
     extra = (format_.entries * format_.max_start_tables).bit_length() - 1
     return vasz if shift <= vasz <= shift + extra else None
+
+
+def _other_mode(found: Devices, unit: Unit) -> None:
+    """Tables of scalable mode, and a unit that does not run in it."""
+    hardware = found.hardware.unit(unit.token)
+    if found.hardware_known and hardware is not None and not hardware.scalable:
+        found.boot.reasons.add(
+            Outcome.CANNOT_TELL,
+            f"the IOMMU {unit.token:#x} runs in legacy mode here, its tables are of scalable mode:"
+            " that was never observed",
+            path=unit.path, address=unit.address,
+        )  # fmt: skip
 
 
 def _pasid(found: Devices, device: Device, hardware: PciDevice, unit: Unit) -> None:

@@ -32,7 +32,7 @@ def read(table: Table, seed: int) -> MachineSpec:
         seed=seed,
         fragmentation=table.number("fragmentation", 0.0),
         shuffle=table.flag("shuffle"),
-        hardware=_hardware(table),
+        hardware=hardware(table),
         huge_pages=tuple(_huge_pages(each, page_size) for each in table.tables("hugetlb")),
     )
     table.done()
@@ -73,7 +73,8 @@ def _ram(table: Table, start: int) -> tuple[Ram, ...]:
     return tuple(areas)
 
 
-def _hardware(table: Table) -> Hardware:
+def hardware(table: Table) -> Hardware:
+    """The IOMMUs and devices of a machine's table. Raises ScenarioError."""
     units = []
     for each in table.tables("iommu"):
         units.append(_unit(each))

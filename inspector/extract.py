@@ -8,6 +8,7 @@ every other tool opens.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +16,21 @@ from typing import Any
 import numpy as np
 
 from abi.errors import KhoError, UsageError
+from inspector import memory
 from inspector import redact as redaction
 from inspector.device_tables.claims import claim_tables
 from inspector.image import Image
 from inspector.memory.base import PhysicalMemory, U64Array
-from inspector.memory.elfcore import write_core
+from inspector.memory.elfcore import Digest, is_direct, write_core
+from inspector.memory.ranges import complement, first_difference, intersect, merged, present
 from inspector.memory.sparse import SparseMemory
 from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
 from inspector.survey import Claim
 
 #: Kinds of claims that hold what user space or drivers put there.
 CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
+#: Claims of so many rows are merged before they are put together with the others.
+_LONG = 64
 
 
 class ExtractError(KhoError):
@@ -67,14 +72,28 @@ def extract(
         overlay = SparseMemory.over(image.memory)
         redaction.scrub(image, overlay, names=redact)
         source = overlay
+    notes = _notes(image)
+    # What has to be decoded is not decoded twice: digests tell what was read of it.
+    digests: list[Digest] | None = None if is_direct(source) else []
+
+    def verify(path: str) -> None:
+        with memory.open(path) as written:
+            _same_notes(notes, written)
+            if digests is None:
+                _same_bytes(source, written, ranges)
+            else:
+                _as_digested(digests, written)
+            _same_document(image, written, names=not redact)
+
     write_core(
         out,
         source,
         image.memory.machine or _machine(image),
         ranges=ranges,
-        notes=_notes(image),
+        notes=notes,
         force=force,
-        verify=lambda path: _verify(image, path, names=not redact),
+        digests=digests,
+        verify=verify,
     )
     return Extract(sum(size for _, size in ranges), left, ranges)
 
@@ -113,24 +132,69 @@ def _ranges(claims: list[Claim], page: int) -> Iterator[tuple[int, int]]:
     """(start, size) of the pages of all claims, merged, ascending."""
     if not claims:
         return
-    mask = np.uint64(page - 1)
-    starts: U64Array = np.concatenate([c.starts for c in claims]) & ~mask
-    ends = (np.concatenate([c.starts + c.sizes for c in claims]) + mask) & ~mask
-    rank = np.argsort(starts, kind="stable")
-    starts, reach = starts[rank], np.maximum.accumulate(ends[rank])
-    fresh = np.concatenate(([True], starts[1:] > reach[:-1]))
-    first = np.flatnonzero(fresh)
-    last = reach[np.append(first[1:] - 1, len(reach) - 1)]
-    for start, end in zip(starts[first].tolist(), last.tolist(), strict=True):
+    runs = [_pages(claim, page) for claim in claims]
+    starts, ends = _joined(*(np.concatenate(column) for column in zip(*runs, strict=True)))
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         yield start, end - start
 
 
-def _verify(image: Image, path: str, *, names: bool) -> None:
-    """Open the extract and compare what it says with what the image says."""
+def _pages(claim: Claim, page: int) -> tuple[U64Array, U64Array]:
+    """(starts, ends) of the pages of a claim; of a long one merged, which is most of the work."""
+    mask = np.uint64(page - 1)
+    starts, ends = claim.starts & ~mask, (claim.starts + claim.sizes + mask) & ~mask
+    return _joined(starts, ends) if len(starts) >= _LONG else (starts, ends)
+
+
+def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:
+    """Ranges ascending, those that touch or overlap as one."""
+    if not bool((starts[1:] >= starts[:-1]).all()):
+        rank = np.argsort(starts, kind="stable")
+        starts, ends = starts[rank], ends[rank]
+    reach = np.maximum.accumulate(ends)
+    fresh = np.concatenate(([True], starts[1:] > reach[:-1]))
+    first = np.flatnonzero(fresh)
+    return starts[first], reach[np.append(first[1:] - 1, len(reach) - 1)]
+
+
+# -- verification -----------------------------------------------------------------------------
+
+
+def _same_notes(notes: dict[str, str], written: PhysicalMemory) -> None:
+    """What the pages do not tell is in the extract's own notes."""
+    for key, value in notes.items():
+        if written.notes.get(key) != value:
+            raise ExtractError(f"the note {key} of the extract is wrong: not written")
+
+
+def _same_bytes(
+    source: PhysicalMemory, written: PhysicalMemory, ranges: tuple[tuple[int, int], ...]
+) -> None:
+    """The extract holds what was to be kept, and nothing else."""
+    wrong = first_difference(source, written, ranges)
+    held = present(written)
+    if wrong is None and held != intersect(held, merged(ranges)):
+        wrong = intersect(held, complement(merged(ranges)))[0][0]
+    if wrong is not None:
+        raise ExtractError(f"the extract differs from the image at {wrong:#x}: not written")
+
+
+def _as_digested(digests: list[Digest], written: PhysicalMemory) -> None:
+    """The extract holds what was read of the image, and nothing else."""
+    if present(written) != merged((start, size) for start, size, _ in digests):
+        raise ExtractError("the extract does not hold the pages that were kept: not written")
+    for start, size, digest in digests:
+        data = written.read(start, size)
+        same = not data.strip(b"\0") if digest is None else zlib.crc32(data) == digest
+        if not same:
+            raise ExtractError(f"the extract differs from the image at {start:#x}: not written")
+
+
+def _same_document(image: Image, written: PhysicalMemory, *, names: bool) -> None:
+    """Decoded again, the extract says what the image says."""
     from inspector import image as images
 
-    with images.open(path, root=image.root.address, page_size=image.page_size) as again:
-        before, after = _essence(image, names), _essence(again, names)
+    again = images.open(written, root=image.root.address, page_size=image.page_size)
+    before, after = _essence(image, names), _essence(again, names)
     for key, value in before.items():
         if after[key] != value:
             raise ExtractError(f"the extract differs from the image in {key}: not written")

@@ -15,7 +15,8 @@ import itertools
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from abi.errors import UsageError
 from inspector.memory import notes as elf_notes
-from inspector.memory.base import MemoryFault, PageState, PhysicalMemory
+from inspector.memory.base import MemoryFault, PhysicalMemory
 from inspector.memory.elf import (
     ET_CORE,
     HEADER,
@@ -34,13 +35,23 @@ from inspector.memory.elf import (
     PT_NOTE,
 )
 from inspector.memory.mapped import MappedMemory
+from inspector.memory.ranges import (
+    RangeList,
+    Ranges,
+    complement,
+    intersect,
+    merged,
+    parts_of,
+    present,
+)
 from inspector.memory.sparse import SparseMemory
 from inspector.output import atomic_output
 
 Pieces: TypeAlias = Sequence[tuple[int, "bytes | bytearray | memoryview"]]
-Ranges: TypeAlias = Iterable[tuple[int, int]]
 #: Address, size, the bytes (None: zeros), and whether they are all zero.
 Chunk: TypeAlias = tuple[int, int, "memoryview | None", bool]
+#: Address and size of what was written, and the CRC-32 of it; None for zeros.
+Digest: TypeAlias = tuple[int, int, "int | None"]
 
 _PAGE = 4096
 _CHUNK = 1 << 20
@@ -51,6 +62,8 @@ _MIN_ZERO = 4 * _PAGE
 _MAX_SPARE = 4096
 #: Bytes and pieces (IOV_MAX of Linux) that are written together.
 _BATCH, _MAX_PARTS = 8 << 20, 1024
+#: Room for more headers than that is not made in front of the data.
+_MAX_HEADERS = 1 << 17
 
 
 def write_core(
@@ -66,6 +79,7 @@ def write_core(
     store_zeros: bool = False,
     compress: bool | None = None,
     force: bool = False,
+    digests: list[Digest] | None = None,
     verify: Callable[[str], None] | None = None,
 ) -> None:
     """Write a core, atomically, in bounded memory.
@@ -81,7 +95,7 @@ def write_core(
     that do not know our note (drgn cannot read them otherwise). ``compress`` makes zstd
     of it; default: if the name ends in ``.zst``. An existing file is replaced only with
     ``force``, and none is published if ``verify``, called with the path of what was written,
-    raises.
+    raises. ``digests`` is filled with what was written, in order.
 
     Raises UsageError for a wrong call, OutputError if the file cannot be written.
     """
@@ -90,16 +104,16 @@ def write_core(
     by_name = {name: number for number, name in elf_notes.MACHINES.items()}
     if machine not in by_name:
         raise UsageError(f"cannot write a core for machine {machine}")
-    zero, left = _merged(zero_ranges), _merged(excluded or ())
+    zero, left = merged(zero_ranges), merged(excluded or ())
     if isinstance(source, PhysicalMemory):
-        parts = _parts(source, ranges, zero + left)
+        parts = intersect(present(source, ranges), complement(merged(zero + left)))
         if excluded is None:
             ram = [(region.start, region.size) for region in source.regions]
-            left = _intersect(_merged(ram), _complement(_merged(parts + zero)))
+            left = intersect(merged(ram), complement(merged(parts + zero)))
         # What has to be decoded may turn out to be damaged: such pages are read one by one.
-        whole = ranges is None and isinstance(source, (MappedMemory, SparseMemory))
-        chunks = _stored(source, parts) if whole else _picked(source, parts, left)
-        expected = 2 * len(parts)
+        direct = is_direct(source)
+        chunks = _stored(source, parts) if direct else _picked(source, parts, left)
+        expected = _room_for(source, parts) if direct and ranges is not None else 2 * len(parts)
         spare = min(sum(size for _, size in parts) >> 16, _MAX_SPARE)
         if notes is None:
             notes = {k: v for k, v in source.notes.items() if k not in _HOST_NAMES}
@@ -108,6 +122,8 @@ def write_core(
     else:
         pieces = sorted(source, key=lambda piece: piece[0])
         chunks, expected, spare = _chunks_of_pieces(pieces), len(pieces), 0
+    if digests is not None:
+        chunks = _noted(chunks, digests)
     core = _Core(by_name[machine], expected + len(zero) + len(left), spare)
     core.store_zeros = store_zeros
     chunks = itertools.chain(chunks, ((start, size, None, True) for start, size in zero))
@@ -121,6 +137,13 @@ def write_core(
         with tempfile.TemporaryFile(prefix="kho-") as plain:
             core.write(plain.fileno(), chunks, *tail)
             _compress(plain.fileno(), fd)
+
+
+def is_direct(memory: PhysicalMemory) -> bool:
+    """Whether the bytes of an image are at hand: extents cost nothing, and none is damaged."""
+    while isinstance(memory, SparseMemory):
+        memory = memory.base
+    return isinstance(memory, MappedMemory)
 
 
 class _Core:
@@ -273,36 +296,25 @@ def _chunks_of_pieces(pieces: Pieces) -> Iterator[Chunk]:
             yield address, len(view), view, False
 
 
-def _parts(
-    memory: PhysicalMemory, ranges: Ranges | None, without: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """What is to be written of an image: (start, size) of memory that is present."""
-    present = [
-        (region.start, region.size)
-        for region in memory.regions
-        if region.state is PageState.PRESENT
-    ]
-    if ranges is not None:
-        present = _intersect(present, _merged(ranges))
-    return _intersect(present, _complement(_merged(without)))
+def _stored(memory: PhysicalMemory, parts: RangeList) -> Iterator[Chunk]:
+    """What an image stores in some ranges, and zeros where it has nothing."""
+    for address, size, piece in parts_of(memory, parts):
+        if piece is None:
+            yield address, size, None, True
+        else:
+            yield from _split(address, piece)
 
 
-def _stored(memory: PhysicalMemory, parts: list[tuple[int, int]]) -> Iterator[Chunk]:
-    """All of an image: its extents, and zeros where it has none."""
-    extents = memory.extents()
-    start, piece = next(extents, (1 << 64, memoryview(b"")))
-    for address, size in parts:
-        at, end = address, address + size
-        while at < end:
-            while start + len(piece) <= at and start < 1 << 64:
-                start, piece = next(extents, (1 << 64, memoryview(b"")))
-            if start > at:
-                stop = min(start, end)
-                yield at, stop - at, None, True
-            else:
-                stop = min(start + len(piece), end)
-                yield from _split(at, piece[at - start : stop - start])
-            at = stop
+def _room_for(memory: PhysicalMemory, parts: RangeList) -> int:
+    """Program headers that the extents of an image in some ranges will need, at most."""
+    return sum(1 for _ in itertools.islice(parts_of(memory, parts), _MAX_HEADERS))
+
+
+def _noted(chunks: Iterator[Chunk], digests: list[Digest]) -> Iterator[Chunk]:
+    """Chunks as they come, with what is in them written down."""
+    for address, size, data, is_zero in chunks:
+        digests.append((address, size, None if data is None or is_zero else zlib.crc32(data)))
+        yield address, size, data, is_zero
 
 
 def _picked(
@@ -359,48 +371,6 @@ def _extend(ranges: list[tuple[int, int]], start: int, size: int) -> None:
         ranges[-1] = (ranges[-1][0], ranges[-1][1] + size)
     else:
         ranges.append((start, size))
-
-
-def _merged(ranges: Ranges) -> list[tuple[int, int]]:
-    """Ascending, disjoint (start, size) ranges."""
-    out: list[tuple[int, int]] = []
-    for start, size in sorted(ranges):
-        if size < 0 or start < 0 or start + size > 1 << 64:
-            raise UsageError(f"{start:#x}+{size:#x} is not a range of physical memory")
-        if out and start <= out[-1][0] + out[-1][1]:
-            last, length = out[-1]
-            out[-1] = (last, max(length, start + size - last))
-        elif size:
-            out.append((start, size))
-    return out
-
-
-def _intersect(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    out = []
-    i = j = 0
-    while i < len(a) and j < len(b):
-        start = max(a[i][0], b[j][0])
-        end_a, end_b = a[i][0] + a[i][1], b[j][0] + b[j][1]
-        end = min(end_a, end_b)
-        if start < end:
-            out.append((start, end - start))
-        if end_a <= end_b:
-            i += 1
-        else:
-            j += 1
-    return out
-
-
-def _complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    out = []
-    at = 0
-    for start, size in ranges:
-        if start > at:
-            out.append((at, start - at))
-        at = start + size
-    if at < 1 << 64:
-        out.append((at, (1 << 64) - at))
-    return out
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -469,5 +469,14 @@ class SparseMemory(PhysicalMemory):
             if at < end:
                 yield at, piece[at - start :]
 
+    @property
+    def base(self) -> PhysicalMemory:
+        """What lies below the pages that were written."""
+        return self._base
+
+    def release(self) -> None:
+        """Give back what a scan of the base brought in."""
+        self._base.release()
+
     def close(self) -> None:
         """Nothing to release; the base is the caller's."""

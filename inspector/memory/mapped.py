@@ -224,8 +224,10 @@ class MappedMemory(PhysicalMemory):
         if size & 4095 == 0 or ((offsets - lead) & 4095).any():
             return None
         count = (len(self._bytes) - lead - size) // 4096 + 1
-        view = as_strided(self._bytes[lead:], (count, size), (4096, 1), writeable=False)
-        parts: U8Array = view[(offsets - lead) >> 12]
+        # One item a page, not a row of bytes: numpy then copies each in one step.
+        part = self._bytes[lead : lead + size].view(f"V{size}")
+        view = as_strided(part, (count,), (4096,), writeable=False)
+        parts: U8Array = view[(offsets - lead) >> 12].view(np.uint8).reshape(-1, size)
         return parts
 
     def _take(self, offsets: I64Array, size: int, rows: U8Array) -> None:

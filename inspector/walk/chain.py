@@ -88,7 +88,7 @@ def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) ->
         if not fresh:
             break
         met = dict.fromkeys(fresh, path)
-        if len(met) < len(fresh) or not nodes.keys().isdisjoint(met):
+        if len(met) < len(fresh) or not nodes.keys().isdisjoint(met.keys()):
             return first
         nodes.update(met)
         pages += fresh

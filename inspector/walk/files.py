@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from abi import registry
 from abi.registry import Generation
 from inspector import detect
-from inspector.walk.memfd import walk_memfd
+from inspector.walk.luo import File
+from inspector.walk.memfds import walk_memfds
 
 if TYPE_CHECKING:
     from inspector.image import Image
@@ -60,6 +61,18 @@ def decode_states(image: Image, overrides: Overrides) -> None:
     modules: dict[str, None] = {}
     memfds: dict[bytes, Generation | None] = {}
     others: set[bytes] = set()
+    waiting: list[File] = []
+
+    def walk() -> None:
+        """The memory files met since the last call, which are all of one generation."""
+        if waiting:
+            generation = cast("Generation", memfds[waiting[0].compatible])
+            files = [(file.data, file.path) for file in waiting]
+            states = walk_memfds(image.survey, generation, files, image.preserved)
+            for file, state in zip(waiting, states, strict=True):
+                file.state = state
+            waiting.clear()
+
     for _, file in image.luo.files():
         string = file.compatible
         if string not in memfds and string not in others:
@@ -73,15 +86,18 @@ def decode_states(image: Image, overrides: Overrides) -> None:
                 if module is not None:
                     modules[module] = None
                 else:
+                    walk()  # what is found stands in the order of the files
                     image.survey.findings.info(
                         "KHO-LUO-014",
                         f"no decoder for files of handler {string!r}",
                         path=file.path,
                         address=file.address,
                     )
-        generation = memfds.get(string)
-        if generation is not None:
-            file.state = walk_memfd(image.survey, generation, file.data, file.path, image.preserved)
+        if memfds.get(string) is not None:
+            if waiting and string != waiting[0].compatible:
+                walk()
+            waiting.append(file)
+    walk()
     for name in {flb.name for flb in image.luo.flbs if flb.data}:
         module = flb_decoder(name)
         if module is not None:

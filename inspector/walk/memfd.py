@@ -54,11 +54,12 @@ def walk_memfd(
     )
     memfd.orders = folio_orders(memfd, preserved)
     claim_folios(survey, memfd)
-    _check(survey, memfd)
+    check(survey, memfd)
     return memfd
 
 
-def _check(survey: Survey, memfd: Memfd) -> None:
+def check(survey: Survey, memfd: Memfd) -> None:
+    """What is wrong with a memory file, as findings (see :func:`walk_memfd`)."""
     if memfd.seals is not None and memfd.seals & ~MEMFD_LUO_ALL_SEALS:
         survey.findings.error(
             "KHO-MFD-003", f"unknown seals in {memfd.seals:#x}: EOPNOTSUPP on retrieve",

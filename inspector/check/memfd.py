@@ -20,11 +20,8 @@ def _orders(context: Context) -> None:
         if not len(pfn) or not len(image.preserved.starts):
             continue
         starts = memfd.addresses
-        order, found = image.preserved.orders_at(starts)
-        run = np.maximum(np.searchsorted(image.preserved.starts, starts, side="right") - 1, 0)
-        block = np.uint64(image.page_size) << order.astype(np.uint64)
-        inside = (starts - image.preserved.starts[run]) % block != 0 if len(run) else found
-        bad = np.flatnonzero(found & (pfn != 0) & inside)
+        inside = image.preserved.covers(starts) & ~image.preserved.heads_at(starts)
+        bad = np.flatnonzero((pfn != 0) & inside)
         for i in bad[:8]:
             context.report(
                 f"folio {int(starts[i]):#x} is not the start of a preserved block",

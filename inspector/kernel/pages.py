@@ -19,13 +19,17 @@ from inspector.kernel.view import View
 from inspector.memory.base import U64Array
 
 
-def take_folios(boot: Booting, frames: U64Array) -> I8Array:
+def take_folios(boot: Booting, frames: U64Array, *, whole: bool = True) -> I8Array:
     """Restore the folios that begin at ``frames``: their orders, -1 where that fails.
 
     Before 6.18 there is no magic in the mark: a page that was not preserved is taken for a
-    folio of order 0. Up to 6.18 orders above the buddy maximum are refused.
+    folio of order 0. Up to 6.18 orders above the buddy maximum are refused. Not ``whole`` are
+    folios that are restored as single pages.
     """
-    orders = boot.marks.take(frames)
+    if boot.marks.overlapping and whole and boot.kernel.tails_lose_marks:
+        orders = np.array([_take_whole(boot, frame) for frame in frames.tolist()], np.int8)
+    else:
+        orders = boot.marks.take(frames)
     kernel = boot.kernel
     if not kernel.since("6.18"):
         orders[orders < 0] = 0
@@ -92,7 +96,7 @@ def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int], path: str) -> 
         if pages > budget:
             break
         frames = entries >> shift
-        orders = take_folios(boot, frames)
+        orders = take_folios(boot, frames, whole=False)
         # The order of what was preserved there is not compared.
         if (orders < 0).any():
             i = int(np.argmax(orders < 0))
@@ -109,11 +113,21 @@ def restore_vmalloc(boot: Booting, descriptor: Mapping[str, int], path: str) -> 
 
 def take_folio(boot: Booting, frame: int) -> int:
     """:func:`take_folios` of one folio."""
-    order = boot.marks.take_one(frame)
+    order = _take_whole(boot, frame)
     if order < 0 and not boot.kernel.since("6.18"):
         return 0
     if order > MAX_ORDERS[boot.view.page_size] and not boot.kernel.restores_large_orders:
         return -1
+    return order
+
+
+def _take_whole(boot: Booting, frame: int) -> int:
+    """The mark of one folio; making it may take the marks of blocks that begin inside it."""
+    order = boot.marks.take_one(frame)
+    if order > 0 and boot.marks.overlapping and boot.kernel.tails_lose_marks:
+        refused = order > MAX_ORDERS[boot.view.page_size] and not boot.kernel.restores_large_orders
+        if not refused:
+            boot.marks.clear(frame + 1, (1 << order) - 1)
     return order
 
 

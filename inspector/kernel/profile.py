@@ -66,6 +66,7 @@ SERIES: Mapping[str, Mapping[str, str]] = {
         "iommufd": "iommu-v3-2026-06",
         "pci": "pci-flb-version2-2026@1",
         "vfio-pci": "vfio-pci-v2",
+        "dma-alloc": "dma-alloc-b",
     },
     "vfio-rfc-v1": {"pci": "pci-luo-rfc-2025", "vfio-pci": "vfio-pci-rfc-v1"},
     "vfio-backport": {"vfio-pci": "vfio-pci-v2-iommufd"},
@@ -134,8 +135,13 @@ class KernelProfile:
 
     @property
     def restores_large_orders(self) -> bool:
-        """Whether a block above the buddy maximum can be restored."""
-        return self.since("6.19")
+        """Whether a block above the buddy maximum can be restored (6.19.11 refuses it)."""
+        return self.since("7.0")
+
+    @property
+    def tails_lose_marks(self) -> bool:
+        """Whether making a folio clears ``private`` of its tail pages, marks included."""
+        return not self.since("7.3")
 
     @property
     def scratch_overlap_checked(self) -> bool:

@@ -74,6 +74,16 @@ class _Table:
             self._chunk(number)[inside:stop:step] = order
             first += -(-(stop - inside) // step) * step
 
+    def clear_run(self, first: int, count: int, step: int) -> None:
+        end = first + count * step
+        touched = range(first >> _CHUNK_BITS, (end >> _CHUNK_BITS) + 1)
+        for number in touched if len(touched) <= len(self._chunks) else list(self._chunks):
+            base = number << _CHUNK_BITS
+            inside = first + -(-max(base - first, 0) // step) * step - base
+            stop = min(_CHUNK, end - base)
+            if inside < stop and number in self._chunks:
+                self._chunks[number][inside:stop:step] = _NONE
+
     def take(self, numbers: U64Array) -> I8Array:
         orders = np.full(len(numbers), _NONE, np.int8)
         for number, rows in _grouped(numbers):
@@ -108,26 +118,41 @@ class _Table:
 class Marks:
     """Marks of preserved blocks that were not restored yet: the order by first frame.
 
-    Where blocks of a broken map begin at one frame, the smallest counts.
+    ``overlapping`` tells that blocks may overlap, as those of a damaged map do. Of blocks that
+    begin at one frame the last one marked counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlapping: bool = False) -> None:
         # Large blocks are few and far between: a table of their own keeps the other one small.
         self._small, self._large = _Table(), _Table()
+        self.overlapping = overlapping
 
     def put(self, frames: U64Array, order: int) -> None:
-        """Mark blocks; a block marked later replaces one at the same frame."""
-        if order < _LARGE:
+        """Mark blocks."""
+        if order < _LARGE and not self.overlapping:
             self._small.put(frames, order)
+            return
+        aligned = frames & np.uint64((1 << _LARGE) - 1) == 0
+        if order < _LARGE or not aligned.all():
+            self._small.put(frames, order)
+            self._large.take(frames[aligned] >> np.uint64(_LARGE))
         else:
             self._large.put(frames >> np.uint64(_LARGE), order)
+            if self.overlapping:
+                self._small.take(frames)
 
     def put_run(self, first: int, count: int, order: int) -> None:
         """Mark neighbouring blocks."""
-        if order < _LARGE:
-            self._small.put_run(first, count, 1 << order, order)
+        step, unit = 1 << order, 1 << _LARGE
+        if order < _LARGE or first % unit:
+            self._small.put_run(first, count, step, order)
+            if self.overlapping and first % min(step, unit) == 0:
+                low = -(-first // unit)
+                self._large.clear_run(low, -(-(first + count * step) // unit) - low, 1)
         else:
-            self._large.put_run(first >> _LARGE, count, 1 << order - _LARGE, order)
+            self._large.put_run(first >> _LARGE, count, step >> _LARGE, order)
+            if self.overlapping:
+                self._small.clear_run(first, count, step)
 
     def take(self, frames: U64Array) -> I8Array:
         """The orders of blocks, -1 where there is no mark; the marks are gone afterwards."""
@@ -149,6 +174,13 @@ class Marks:
         if order == _NONE and not frame & (1 << _LARGE) - 1:
             order = self._large.take_one(frame >> _LARGE)
         return order
+
+    def clear(self, first: int, count: int) -> None:
+        """Remove the marks of all blocks that begin in a range of frames."""
+        unit = 1 << _LARGE
+        low = -(-first // unit)
+        self._small.clear_run(first, count, 1)
+        self._large.clear_run(low, max(-(-(first + count) // unit) - low, 0), 1)
 
     def peek(self, frame: int) -> int:
         """The order of a block, -1 if it has no mark."""
@@ -337,13 +369,13 @@ def _collected(
         start, count, order = empty.starts, empty.counts, empty.orders
     else:
         start, count, order = np.concatenate(starts), np.concatenate(counts), np.concatenate(orders)
-        rank = np.lexsort((order, start))
-        start, count, order = start[rank], count[rank], order[rank]
+    rank = np.lexsort((order, start))
     where = np.concatenate((np.array(nodes, np.uint64), bitmaps))
     sizes = np.concatenate(
         (np.full(len(nodes), page, np.uint64), np.full(len(bitmaps), size, np.uint64))
     )
-    return PreservedMap(page, start, count, order, where, sizes)
+    # What was met is in the kernel's order: that is what the ranks tell afterwards.
+    return PreservedMap(page, start[rank], count[rank], order[rank], where, sizes, turns=rank)
 
 
 def empty_map(page_size: int) -> PreservedMap:
@@ -354,11 +386,9 @@ def empty_map(page_size: int) -> PreservedMap:
 
 def marks_of(preserved: PreservedMap) -> Marks:
     """The marks that early boot leaves."""
-    marks = Marks()
+    marks = Marks(overlapping=not preserved.disjoint)
     shift = np.uint64(preserved.page_size.bit_length() - 1)
-    met = np.unique(preserved.orders).tolist()
-    for order in reversed(met):
-        rows = preserved.orders == order
+    for rows, order in preserved.walked():
         first, count = preserved.starts[rows] >> shift, preserved.counts[rows].astype(np.int64)
         long = count > 64
         for frame, many in zip(first[long].tolist(), count[long].tolist(), strict=True):

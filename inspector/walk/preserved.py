@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,7 @@ from abi.memory_map import RadixGeometry
 from inspector.memory.base import U8Array, U64Array
 from inspector.survey import Survey
 from inspector.walk.bitmap_chunks import walk_bitmap_chunks
+from inspector.walk.heads import Heads, I64Array
 from inspector.walk.map_collector import PATH, MapCollector
 from inspector.walk.radix import walk_radix
 from inspector.walk.runs import RunColumns
@@ -34,7 +35,8 @@ class PreservedMap:
     Run i is ``counts[i]`` neighbouring blocks of ``2 ** orders[i]`` pages that start at
     ``starts[i]`` bytes. ``nodes`` are the addresses of the map's own pages and bitmaps,
     ``node_sizes`` their bytes. ``problems`` counts structural anomalies by finding code;
-    ``missing`` the nodes that the image lacks.
+    ``missing`` the nodes that the image lacks. ``turns`` tells, where runs overlap, which one
+    the kernel's walk meets when; None if in their own order.
     """
 
     page_size: int
@@ -45,6 +47,7 @@ class PreservedMap:
     node_sizes: U64Array
     problems: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    turns: I64Array | None = None
 
     @cached_property
     def run_sizes(self) -> U64Array:
@@ -103,14 +106,51 @@ class PreservedMap:
         end = addresses + np.asarray(sizes, np.uint64)
         return (i >= 0) & (end <= highs[np.maximum(i, 0)]) & (end >= addresses)
 
+    @cached_property
+    def _heads(self) -> Heads:
+        turns = np.arange(len(self.starts)) if self.turns is None else self.turns
+        return Heads(self.page_size, self.starts, self.ends, self.orders, turns)
+
     def orders_at(self, addresses: U64Array) -> tuple[U8Array, npt.NDArray[np.bool_]]:
-        """(order of the block that starts at or holds each address, whether there is one)."""
+        """(order of the block that starts at or holds each address, whether there is one).
+
+        Where blocks overlap, the one that a restore at the address finds: see
+        :mod:`inspector.walk.heads`.
+        """
         if len(self.starts) == 0:
             return np.zeros(len(addresses), np.uint8), np.zeros(len(addresses), np.bool_)
+        if not self.disjoint:
+            orders, _, turns = self._heads.at(addresses)
+            return orders, turns >= 0
         i = np.searchsorted(self.starts, addresses, side="right") - 1
         j = np.maximum(i, 0)
         found = (i >= 0) & (addresses < self.ends[j])
         return np.where(found, self.orders[j], 0).astype(np.uint8), found
+
+    def heads_at(self, addresses: U64Array) -> npt.NDArray[np.bool_]:
+        """Whether a block starts at each address."""
+        if len(self.starts) == 0:
+            return np.zeros(len(addresses), np.bool_)
+        if not self.disjoint:
+            return self._heads.at(addresses)[1]
+        orders, found = self.orders_at(addresses)
+        run = np.maximum(np.searchsorted(self.starts, addresses, side="right") - 1, 0)
+        block = np.uint64(self.page_size) << orders.astype(np.uint64)
+        return np.asarray(found & ((addresses - self.starts[run]) % block == 0))
+
+    def walked(self) -> Iterator[tuple[npt.NDArray[np.intp], int]]:
+        """(numbers of runs, their order), group by group, as the kernel's walk meets them.
+
+        Among runs that do not overlap it makes no difference: those of an order are one group.
+        """
+        if self.disjoint:
+            for order in np.unique(self.orders)[::-1].tolist():
+                yield np.flatnonzero(self.orders == order), order
+            return
+        runs = np.arange(len(self.starts)) if self.turns is None else np.argsort(self.turns)
+        cut = np.flatnonzero(self.orders[runs[1:]] != self.orders[runs[:-1]]) + 1
+        for group in np.split(runs, cut):
+            yield group, int(self.orders[group[0]])
 
     def blocks(self) -> Iterator[tuple[U64Array, U8Array]]:
         """Every block as (addresses, orders) columns in bounded pieces, ascending.
@@ -166,7 +206,7 @@ def walk_map(
 
 
 def _result(collector: MapCollector) -> PreservedMap:
-    starts, counts, orders = collector.runs.columns()
+    starts, counts, orders, turns = collector.runs.columns()
     nodes, sizes = collector.node_columns()
     found = PreservedMap(
         collector.survey.page_size,
@@ -186,4 +226,5 @@ def _result(collector: MapCollector) -> PreservedMap:
             path=PATH,
             address=int(found.starts[i + 1]),
         )
+        return replace(found, turns=turns)
     return found

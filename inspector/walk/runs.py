@@ -87,14 +87,17 @@ class RunColumns:
         self._used = end
         return at, end
 
-    def columns(self) -> tuple[U64Array, U64Array, U8Array]:
-        """The columns, sorted by address and order; views, so add nothing afterwards."""
+    def columns(self) -> tuple[U64Array, U64Array, U8Array, I64Array | None]:
+        """The columns, sorted by address and order; views, so add nothing afterwards.
+
+        The last one tells when each run was added; None if in this very order.
+        """
         starts, counts = self._starts[: self._used], self._counts[: self._used]
         orders = self._orders[: self._used]
         if not self.ordered and not (starts[1:] >= starts[:-1]).all():
             rank = np.lexsort((orders, starts))
-            return starts[rank], counts[rank], orders[rank]
-        return starts, counts, orders
+            return starts[rank], counts[rank], orders[rank], rank
+        return starts, counts, orders, None
 
 
 def _grown(column: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

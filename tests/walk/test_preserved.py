@@ -199,7 +199,8 @@ def test_columns(pieces: list[list[tuple[int, int]]], order: int, through_bits: 
             joined[-1][1] = high_bit
         else:
             joined.append([low_bit, high_bit])
-    found, counts, found_orders = columns.columns()
+    found, counts, found_orders, turns = columns.columns()
+    assert turns is None
     assert columns.ordered
     assert len(columns) == len(joined)
     assert found.tolist() == [low << (12 + order) for low, _ in joined]
@@ -213,7 +214,10 @@ def test_columns_out_of_order() -> None:
     for pa in (0x9000, 0x3000, 0x3000):
         columns.add(np.array([pa], np.uint64), one, order)
     assert not columns.ordered
-    assert columns.columns()[0].tolist() == [0x3000, 0x3000, 0x9000]
+    starts, _, _, turns = columns.columns()
+    assert starts.tolist() == [0x3000, 0x3000, 0x9000]
+    assert turns is not None
+    assert turns.tolist() == [1, 2, 0]
 
 
 def test_many_columns_grow() -> None:
@@ -221,7 +225,7 @@ def test_many_columns_grow() -> None:
     first = np.arange(0, 20_000, 2)
     for base in range(5):
         columns.add_bits(first, first + 1, base << 32, 0)
-    starts, counts, _ = columns.columns()
+    starts, counts, _, _ = columns.columns()
     assert len(columns) == len(starts) == 50_000
     assert counts.tolist() == [1] * 50_000
     assert (starts[1:] > starts[:-1]).all()

@@ -29,8 +29,8 @@ from inspector.survey import Claim
 
 #: Kinds of claims that hold what user space or drivers put there.
 CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
-#: Claims of so many rows are merged before they are put together with the others.
-_LONG = 64
+#: Rows of claims that are merged together.
+_ROWS = 1 << 18
 
 
 class ExtractError(KhoError):
@@ -130,30 +130,41 @@ def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Clai
 
 def _ranges(claims: list[Claim], page: int) -> Iterator[tuple[int, int]]:
     """(start, size) of the pages of all claims, merged, ascending."""
-    if not claims:
+    runs = [_pages(some, page) for some in _batches(claims)]
+    if not runs:
         return
-    runs = [_pages(claim, page) for claim in claims]
-    starts, ends = _joined(*(np.concatenate(column) for column in zip(*runs, strict=True)))
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    starts, ends = (np.concatenate(column) for column in zip(*runs, strict=True))
+    rank = np.argsort(starts, kind="stable")
+    starts, reach = starts[rank], np.maximum.accumulate(ends[rank])
+    first = np.flatnonzero(np.concatenate(([True], starts[1:] > reach[:-1])))
+    last = reach[np.append(first[1:] - 1, len(reach) - 1)]
+    for start, end in zip(starts[first].tolist(), last.tolist(), strict=True):
         yield start, end - start
 
 
-def _pages(claim: Claim, page: int) -> tuple[U64Array, U64Array]:
-    """(starts, ends) of the pages of a claim; of a long one merged, which is most of the work."""
+def _batches(claims: list[Claim]) -> Iterator[list[Claim]]:
+    """Claims with a bounded number of rows together, unless one has more."""
+    some: list[Claim] = []
+    rows = 0
+    for claim in claims:
+        if len(claim.starts):
+            some.append(claim)
+            rows += len(claim.starts)
+        if rows >= _ROWS:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some
+
+
+def _pages(claims: list[Claim], page: int) -> tuple[U64Array, U64Array]:
+    """(starts, ends) of the pages of some claims; what goes on where the last ended is merged."""
     mask = np.uint64(page - 1)
-    starts, ends = claim.starts & ~mask, (claim.starts + claim.sizes + mask) & ~mask
-    return _joined(starts, ends) if len(starts) >= _LONG else (starts, ends)
-
-
-def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:
-    """Ranges ascending, those that touch or overlap as one."""
-    if not bool((starts[1:] >= starts[:-1]).all()):
-        rank = np.argsort(starts, kind="stable")
-        starts, ends = starts[rank], ends[rank]
-    reach = np.maximum.accumulate(ends)
-    fresh = np.concatenate(([True], starts[1:] > reach[:-1]))
-    first = np.flatnonzero(fresh)
-    return starts[first], reach[np.append(first[1:] - 1, len(reach) - 1)]
+    starts = np.concatenate([claim.starts for claim in claims])
+    ends = (starts + np.concatenate([claim.sizes for claim in claims]) + mask) & ~mask
+    starts &= ~mask
+    first = np.flatnonzero(np.concatenate(([True], starts[1:] != ends[:-1])))
+    return starts[first], ends[np.append(first[1:] - 1, len(ends) - 1)]
 
 
 # -- verification -----------------------------------------------------------------------------

@@ -359,8 +359,9 @@ def _zero_runs(data: memoryview) -> list[tuple[int, int]]:
     words = np.frombuffer(data[: pages * _PAGE], np.uint64).reshape(pages, -1)
     # The first and the last word are zero nearly only in pages of zeros.
     zero: npt.NDArray[np.bool_] = (words[:, 0] | words[:, -1]) == 0
-    if zero.any():
-        zero[zero] = ~words[zero].any(axis=1)
+    if not zero.any():
+        return []
+    zero[zero] = ~words[zero].any(axis=1)
     edge = np.flatnonzero(np.diff(zero, prepend=False, append=False)) * _PAGE
     runs = edge.reshape(-1, 2)
     return [(a, b) for a, b in runs.tolist() if b - a >= _MIN_ZERO]

@@ -140,6 +140,10 @@ class PciFlb(Flb):
         """(segment << 16 | bdf) of everything that is listed."""
         return list(self._where)
 
+    def _driver(self, segment: int, bdf: int) -> bytes:
+        found = self.hardware.device(segment, bdf)
+        return found.driver.encode() if found is not None else b"pcieport"
+
     def sync(self) -> None:
         """Write root and entries."""
         if not self.root:
@@ -158,6 +162,11 @@ class PciFlb(Flb):
         if "refcount" in names:
             columns["refcount"] = list(counts)
         records = pack_many(device, len(slots), columns if slots else {})
+        if "driver_name" in names and slots:
+            size = device.field("driver_name").size
+            records["driver_name"].view(f"S{size}").reshape(-1)[:] = [
+                self._driver(segment, bdf)[: size - 1] for segment, bdf, _ in slots
+            ]
         live = sum(1 for slot in slots if slot[2])
         values: dict[str, int] = {self.generation.count: live}
         if self.generation.maximum:

@@ -139,6 +139,11 @@ class KernelProfile:
         return self.since("7.0")
 
     @property
+    def forgets_folio_errors(self) -> bool:
+        """Whether a memory file is handed out although a folio but the first was not restored."""
+        return not self.since("7.1")
+
+    @property
     def tails_lose_marks(self) -> bool:
         """Whether making a folio clears ``private`` of its tail pages, marks included."""
         return not self.since("7.3")

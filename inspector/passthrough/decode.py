@@ -25,7 +25,7 @@ from inspector.findings import Severity
 from inspector.memory.base import U64Array
 from inspector.passthrough import iommu_devices, iommu_state, iommufds, known_devices, vfio_devices
 from inspector.passthrough.detect_iommu import detect_iommu, detect_iommufd, domain_data_readings
-from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci
+from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci, vfio_readings
 from inspector.walk.iommu import IommuState, Objects, walk_iommu
 from inspector.walk.iommufd import walk_iommufd
 from inspector.walk.luo import File, Flb, Session
@@ -65,7 +65,7 @@ def decode(image: Image, overrides: Overrides) -> None:
             generation = cast("IommufdGeneration | None", verdict.generation)
             if generation is not None:
                 file.state = walk_iommufd(image.survey, generation, file.data, file.path)
-    _pci(image, likely, overrides)
+    _pci(image, likely, files, overrides)
     _vfio(image, files, overrides)
     _check(image)
 
@@ -96,12 +96,23 @@ def _iommu(image: Image, likely: Plausibility, iommufds: list[File], overrides: 
             flb.state = walk_iommu(image.survey, generation, flb.data, flb.path)
 
 
-def _pci(image: Image, likely: Plausibility, overrides: Overrides) -> None:
+def _pci(
+    image: Image, likely: Plausibility, files: list[tuple[Session, File]], overrides: Overrides
+) -> None:
     expected = iommu_devices(iommu_state(image))
+    by_string: dict[str, list[int]] = {}
+    for _, file in files:
+        if file.data and _is(file.compatible, "vfio-pci"):
+            by_string.setdefault(_text(file.compatible), []).append(file.data)
+    readings = [
+        vfio_readings(image.survey, string, found[:: len(found) // _SAMPLE + 1])
+        for string, found in by_string.items()
+    ]
     for flb in _flbs(image, "pci"):
         verdict = detect_pci(
-            image.survey, likely, _text(flb.name), flb.data, expected, overrides.get("pci")
-        )
+            image.survey, likely, _text(flb.name), flb.data, expected, overrides.get("pci"),
+            readings,
+        )  # fmt: skip
         note(image, "pci", verdict)
         generation = cast("PciGeneration | None", verdict.generation)
         if generation is not None:

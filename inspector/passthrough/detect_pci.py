@@ -27,6 +27,9 @@ from inspector.survey import Survey
 from inspector.walk.pci import PciState, walk_pci
 from inspector.walk.vfio_pci import VfioDevice, walk_vfio_pci
 
+#: For each form of VFIO files, the devices that they name.
+Readings = Sequence[frozenset[Key]]
+
 
 def detect_pci(
     survey: Survey,
@@ -35,14 +38,37 @@ def detect_pci(
     address: int,
     expected: frozenset[Key] = frozenset(),
     override: Generation | None = None,
+    readings: Sequence[Readings] = (),
 ) -> Verdict:
-    """The verdict on the PCI state at ``address``; ``expected`` devices must be in it."""
+    """The verdict on the PCI state at ``address``; ``expected`` devices must be in it.
+
+    ``readings`` are the devices that VFIO files may name: the reading of the list that has
+    more of them is right.
+    """
     tried: list[tuple[Generation, Evidence, int]] = []
+    named: list[int] = []
     for rank, generation in enumerate(registry.named("pci", string)):
         generation = cast("PciGeneration", generation)
-        evidence = _judge_pci(survey, likely, generation, string, address, expected)
+        evidence, keys = _judge_pci(survey, likely, generation, string, address, expected)
         tried.append((generation, evidence, rank))
+        named.append(sum(max((len(keys & one) for one in files), default=0) for files in readings))
+    for (_, evidence, _), count in zip(tried, named, strict=True):
+        if max(named):
+            evidence.constraint("VFIO files name devices of the list", count == max(named))
     return decide("pci", order(tried), override)
+
+
+def vfio_readings(survey: Survey, string: str, addresses: Sequence[int]) -> Readings:
+    """The devices that VFIO files of one string name, for each form that the string may mean.
+
+    Forms without a segment mean segment 0.
+    """
+    found = []
+    for generation in cast("Iterable[VfioPciGeneration]", registry.named("vfio-pci", string)):
+        trial = trial_survey(survey)
+        read = [walk_vfio_pci(trial, generation, address, "/trial") for address in addresses]
+        found.append(frozenset((d.domain or 0, d.bdf) for d in read if d is not None))
+    return found
 
 
 def _judge_pci(
@@ -52,13 +78,14 @@ def _judge_pci(
     string: str,
     address: int,
     expected: frozenset[Key],
-) -> Evidence:
+) -> tuple[Evidence, frozenset[Key]]:
+    """The evidence, and the devices that the list has when it is read so."""
     evidence = Evidence()
     trial = trial_survey(survey)
     state = walk_pci(trial, generation, address, "/trial")
     evidence.constraint("the root can be read", state is not None)
     if state is None:
-        return evidence
+        return evidence, frozenset()
     root = generation.root.unpack(survey.memory.read(address, generation.root.size))
     if state.version is not None:
         evidence.constraint("the version is known", state.version in FLB_VERSIONS)
@@ -73,12 +100,12 @@ def _judge_pci(
         evidence.constraint("no more devices than slots", state.nr_devices <= state.maximum)
     evidence.constraint("every slot can be read", state.complete)
     _judge_slots(evidence, generation, string, state)
-    keys = set(state.keys)
+    keys = frozenset(state.keys)
     evidence.constraint("no device twice", len(keys) == len(state.keys))
     if expected:
         present = np.array([key in keys for key in sorted(expected)])
         evidence.constraint("every device of the IOMMU state is listed", present)
-    return evidence
+    return evidence, keys
 
 
 def _judge_slots(

@@ -255,6 +255,13 @@ def test_the_examples_of_the_manual() -> None:
     assert list(made.kernel.luo.sessions[0].files) == [0x10, 0x11, 0x20, 0x21, 0x30, 0x40]
 
 
+def test_the_manual_lists_the_shipped_scenarios() -> None:
+    manual = (Path(__file__).parent.parent.parent / "docs" / "scenarios.md").read_text()
+    part = manual.split("## Shipped scenarios")[1].split("\n## ")[0]
+    listed = dict(re.findall(r"^\| `([a-z0-9.-]+)` \| (.*) \|$", part, re.MULTILINE))
+    assert listed == scenario.shipped()
+
+
 def test_every_step() -> None:
     text = """
 kernel = "linux-7.3+iommu-vw"

@@ -242,9 +242,6 @@ def _has_kho_test(image: Any) -> bool:
 def _content_sum(image: Any, memfd: Any) -> str | None:
     from inspector.walk.folio_file import content
 
-    # Where blocks overlap, the size of a folio is a matter of the kernel's order.
-    if image.preserved is not None and not image.preserved.disjoint:
-        return None
     # Where the list of folios was not read, what is not there does not mean zeros.
     if memfd.size > _MAX_CONTENT or (memfd.nr_folios and not len(memfd.addresses)):
         return None

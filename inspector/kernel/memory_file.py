@@ -183,8 +183,8 @@ def restore_folios(
         index = np.minimum(index, np.uint64((1 << (64 - unit)) - 1)) << np.uint64(unit)
     free_area(boot, area)
     orders = take_folios(boot, frames)
-    _check(boot, entry, frames, orders, index)
-    return frames, orders, index, flags
+    end = _check(boot, entry, frames, orders, index)
+    return frames[:end], orders[:end], index[:end], flags[:end]
 
 
 def _seals(layout: Struct, values: dict[str, int]) -> int:
@@ -214,10 +214,13 @@ def _entries(boot: Booting, area: Area, count: int) -> tuple[U64Array, U64Array,
 
 def _check(
     boot: Booting, entry: FileEntry, frames: U64Array, orders: I8Array, index: U64Array
-) -> None:
-    """What stops the kernel folio by folio; the rest is discarded, that is, freed."""
+) -> int:
+    """How many folios get into the file. What stops the kernel raises KernelErrno.
+
+    Then all are discarded, that is, freed.
+    """
     if not len(frames):
-        return
+        return 0
     first = int((orders < 0).argmax())
     bad = bool(orders[first] < 0)
     first = first if bad else len(frames)
@@ -228,9 +231,19 @@ def _check(
             discard(boot, frames, orders)
             raise KernelErrno("EEXIST", f"two folios at index {int(index[twice]):#x}")
     if bad:
-        discard(boot, frames, orders)
         pa = int(frames[first]) << boot.view.page_shift
-        raise KernelErrno("EIO", f"folio {pa:#x} (index {int(index[first]):#x}) is not preserved")
+        what = f"folio {pa:#x} (index {int(index[first]):#x}) is not preserved"
+        if first and boot.kernel.forgets_folio_errors:
+            boot.reasons.add(
+                Outcome.CORRUPTION,
+                f"{what}: the file ends up without it and the {len(frames) - first - 1} after it,"
+                " and user space is told of success",
+                path=entry.path, address=pa, dmesg="Unable to restore folio",
+            )  # fmt: skip
+            return first
+        discard(boot, frames, orders)
+        raise KernelErrno("EIO", what)
+    return len(frames)
 
 
 def _overlap(index: U64Array, span: U64Array) -> int | None:

@@ -105,6 +105,12 @@ class PhysicalMemory(ABC):
         given, is an ``(>= n, size)`` C-contiguous buffer; its first n rows are returned.
         """
 
+    def batches(self, addresses: U64Array, size: int, at_once: int) -> Iterator[U8Array]:
+        """:meth:`gather`, ``at_once`` addresses at a time; the buffer is used again and again."""
+        buffer = np.empty((min(at_once, len(addresses)), size), np.uint8)
+        for at in range(0, len(addresses), at_once):
+            yield self.gather(addresses[at : at + at_once], size, buffer)
+
     @abstractmethod
     def states(self, addresses: U64Array, size: int = 1) -> U8Array:
         """State of ``size`` bytes (less than 2^32) at each address, as PageState values.

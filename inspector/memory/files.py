@@ -142,12 +142,14 @@ class Spool:
     def _flush(self, size: int) -> None:
         fd = self._file.fileno()
         try:
-            for at in range(0, size, _BLOCK):
-                block = bytes(self._pending[at : min(at + _BLOCK, size)])
-                if block != _ZERO_BLOCK[: len(block)]:
-                    done = 0
-                    while done < len(block):
-                        done += os.pwrite(fd, block[done:], self._position + at + done)
+            with memoryview(self._pending)[:size] as view:
+                begin = 0  # of blocks that are not zero and not written yet
+                for at in range(0, size, _BLOCK):
+                    block = bytes(view[at : at + _BLOCK])
+                    if block == _ZERO_BLOCK[: len(block)]:
+                        self._write(fd, view[begin:at], begin)
+                        begin = at + len(block)
+                self._write(fd, view[begin:], begin)
         except OSError as error:
             raise UnreadableError(
                 f"{self._name}: cannot spool to {tempfile.gettempdir()}: "
@@ -155,6 +157,12 @@ class Spool:
             ) from None
         self._position += size
         del self._pending[:size]
+
+    def _write(self, fd: int, data: memoryview, at: int) -> None:
+        with data:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(fd, data[done:], self._position + at + done)
 
     def finish(self) -> ImageFile:
         """Map what was written."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from abi.errors import UnreadableError
 from inspector import progress
 from inspector.memory.files import ImageFile, Spool
 
 _FRAME = b"\x28\xb5\x2f\xfd"
-# Four bytes of a frame may stand for 128 KiB of output: with input pieces of 1 KiB one
-# step never holds more than 32 MiB.
-_PIECE = 1024
+#: Blocks decompressed in one step: each stands for 128 KiB of output at most, however few
+#: bytes it has, so that no step holds more than 8 MiB.
+_BLOCKS = 64
+#: A block of one byte, repeated; the length in its header is that of the output.
+_RLE = 1
 
 
 def is_zstd(head: bytes) -> bool:
@@ -45,21 +49,42 @@ def decompress(file: ImageFile) -> ImageFile:
                 )
             frame = context.decompressobj()
             try:
-                while not frame.eof:
-                    if at >= len(data):
-                        raise UnreadableError(f"{file.name}: truncated zstd file")
-                    piece = bytes(data[at : at + _PIECE])
-                    at += len(piece)
-                    spool.write(frame.decompress(piece))
-                    advance(len(piece))
+                for end in _steps(data, at):
+                    spool.write(frame.decompress(data[at:end]))
+                    advance(end - at)
+                    at = end
+                if not frame.eof:
+                    raise UnreadableError(f"{file.name}: truncated zstd file")
             except zstandard.ZstdError as error:
                 raise UnreadableError(
                     f"{file.name}: damaged zstd data ({_reason(error)})"
                 ) from None
-            at -= len(frame.unused_data)
         if not spool.size:
             raise UnreadableError(f"{file.name}: the zstd file holds nothing")
         return spool.finish()
+
+
+def _steps(data: memoryview, at: int) -> Iterator[int]:
+    """Where to cut the frame at ``at``: a few blocks each, the last step ends with the frame.
+
+    Raises ZstdError for a damaged header; what is wrong with a block the decompressor says.
+    """
+    import zstandard
+
+    head = bytes(data[at : at + 18])  # the longest header
+    size = zstandard.frame_header_size(head)
+    checksum = 4 if zstandard.get_frame_parameters(head).has_checksum else 0
+    at += size
+    last = False
+    while not last and at < len(data):
+        for _ in range(_BLOCKS):
+            header = int.from_bytes(data[at : at + 3], "little")
+            last, kind, length = bool(header & 1), header >> 1 & 3, header >> 3
+            at += 3 + (1 if kind == _RLE else length)
+            if last or at >= len(data):
+                break
+        at = min(at + (checksum if last else 0), len(data))
+        yield at
 
 
 def _reason(error: Exception) -> str:

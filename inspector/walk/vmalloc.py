@@ -14,7 +14,7 @@ from inspector.survey import Survey
 from inspector.walk.chain import follow
 
 #: Pages read at a time: few enough for the cache, many enough to hide numpy's overhead.
-BATCH = 64
+BATCH = 256
 _MAX_ORDER = 20
 
 
@@ -144,18 +144,20 @@ def batches(
         return
     pages = vmalloc.pages(count)
     states = survey.memory.states(pages, page)
-    buffer = np.empty((BATCH, page), np.uint8)
+    if (states == PageState.PRESENT).all():
+        for at, rows in enumerate(survey.memory.batches(pages, page, BATCH)):
+            yield at * BATCH * page, rows
+        return
+    buffer = np.empty((min(BATCH, count), page), np.uint8)
     at = 0
-    whole = bool((states == PageState.PRESENT).all())
     while at < count:
+        if states[at] != PageState.PRESENT:
+            survey.hole(int(pages[at]), path, PageState(int(states[at])))
+            at += 1
+            continue
         end = min(at + BATCH, count)
-        if not whole:
-            if states[at] != PageState.PRESENT:
-                survey.hole(int(pages[at]), path, PageState(int(states[at])))
-                at += 1
-                continue
-            gap = (states[at:end] != PageState.PRESENT).nonzero()[0]
-            end = at + int(gap[0]) if len(gap) else end
+        gap = (states[at:end] != PageState.PRESENT).nonzero()[0]
+        end = at + int(gap[0]) if len(gap) else end
         yield at * page, survey.memory.gather(pages[at:end], page, buffer)
         at = end
 
@@ -195,8 +197,11 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
         n = min(rows.size // 16, held - first)
         words = rows.reshape(-1)[: n * 16].view("<u8").reshape(n, 2)
         end = filled + n
-        np.bitwise_and(words[:, 0], PFN_MASK, out=pfn[filled:end])
-        flags[filled:end] = words[:, 0] >> _SHIFT
+        # Copied first, then computed with: numpy is slow with what is not side by side.
+        frames = pfn[filled:end]
+        frames[:] = words[:, 0]
+        np.right_shift(frames, _SHIFT, out=flags[filled:end], casting="unsafe")
+        frames &= PFN_MASK
         index[filled:end] = words[:, 1]
         kept.append((first, n))
         filled = end

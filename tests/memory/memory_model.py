@@ -68,6 +68,11 @@ def check(memory: PhysicalMemory, model: Model, probes: list[tuple[int, int]]) -
             if out is not None:
                 assert np.shares_memory(rows, out)
                 assert (out[len(addresses) :] == 0xAA).all()
+        rows = memory.gather(addresses, size)
+        for at_once in (1, 3, len(addresses)):
+            parts = [part.copy() for part in memory.batches(addresses, size, at_once)]
+            assert all(len(part) == at_once for part in parts[:-1])
+            assert np.array_equal(np.concatenate(parts), rows)
     seen: dict[int, PageState] = {}
     end = 0
     for region in memory.regions:

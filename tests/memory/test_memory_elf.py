@@ -74,6 +74,21 @@ def test_pages_across_many_segments(tmp_path: Path) -> None:
     image.close()
 
 
+def test_batches_within_one_segment(tmp_path: Path) -> None:
+    content = random.Random(6).randbytes(64 << 12)
+    pages = np.random.default_rng(6).permutation(64).astype(np.uint64) << np.uint64(12)
+    with opened(
+        tmp_path, core([(0x9000, b"\1" * 4096, 4096), (1 << 20, content, 64 << 12)])
+    ) as image:
+        assert list(image.batches(pages[:0], 4096, 5)) == []
+        for lead, size in ((0, 4096), (64, 64), (32, 64), (8, 24)):
+            addresses = pages[:63] + np.uint64((1 << 20) + lead)
+            parts = [part.copy() for part in image.batches(addresses, size, 5)]
+            assert [len(part) for part in parts] == [5] * 12 + [3]
+            want = [content[pa + lead : pa + lead + size] for pa in pages[:63].tolist()]
+            assert [row.tobytes() for row in np.concatenate(parts)] == want
+
+
 def test_a_segment_at_the_start_of_the_file(tmp_path: Path) -> None:
     data = bytearray(core([(0x9000, b"\1" * 4096, 4096), (0x3000, b"\2" * 8192, 8192)]))
     struct.pack_into("<Q", data, 64 + 8, 0)  # p_offset of the first: the ELF header itself

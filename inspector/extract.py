@@ -18,7 +18,7 @@ import numpy as np
 from abi.errors import KhoError, UsageError
 from inspector import memory
 from inspector import redact as redaction
-from inspector.device_tables.claims import claim_tables
+from inspector.device_tables.claims import DEVICE_TABLE, PAGE_TABLE, claim_tables
 from inspector.image import Image
 from inspector.memory.base import PhysicalMemory, U64Array
 from inspector.memory.elfcore import Digest, is_direct, write_core
@@ -29,6 +29,10 @@ from inspector.survey import Claim
 
 #: Kinds of claims that hold what user space or drivers put there.
 CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
+#: Kinds of claims that depend on what else the image holds: all boot parameters that there are.
+_TOLD = frozenset({"handover", "boot-params", "device-tree"})
+#: Kinds of claims that are made by walking tables, which decoding does not.
+_TABLES = frozenset({PAGE_TABLE, DEVICE_TABLE, "struct"})
 #: Rows of claims that are merged together.
 _ROWS = 1 << 18
 
@@ -209,6 +213,28 @@ def _same_document(image: Image, written: PhysicalMemory, *, names: bool) -> Non
     for key, value in before.items():
         if after[key] != value:
             raise ExtractError(f"the extract differs from the image in {key}: not written")
+    del before, after
+    _same_claims(image, again)
+
+
+def _same_claims(image: Image, again: Image) -> None:
+    """What the document does not list is at the same places: folios, chunks, blocks, nodes."""
+    one, other = (
+        [c for c in i.survey.claims if c.kind not in _TOLD and len(c.starts)]
+        for i in (image, again)
+        for i in (image, again)
+    )
+    # The image's own claims are followed by those of its page tables.
+    for claim, decoded in zip(one, other, strict=False):
+        if claim.kind != decoded.kind or not (
+            np.array_equal(claim.starts, decoded.starts)
+            and np.array_equal(claim.sizes, decoded.sizes)
+        ):
+            raise ExtractError(f"the extract differs from the image in {claim.owner}: not written")
+    more = next((c for c in one[len(other) :] if c.kind not in _TABLES), None)
+    if more is not None or len(other) > len(one):
+        owner = other[len(one)].owner if more is None else more.owner
+        raise ExtractError(f"the extract differs from the image in {owner}: not written")
 
 
 def _essence(image: Image, names: bool) -> dict[str, Any]:

@@ -62,6 +62,8 @@ _MIN_ZERO = 4 * _PAGE
 _MAX_SPARE = 4096
 #: Bytes and pieces (IOV_MAX of Linux) that are written together.
 _BATCH, _MAX_PARTS = 8 << 20, 1024
+#: Larger cores are compressed at the fastest level.
+_MUCH = 1 << 30
 #: Room for more headers than that is not made in front of the data.
 _MAX_HEADERS = 1 << 17
 
@@ -381,12 +383,17 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 def _compress(source: int, target: int) -> None:
-    """zstd, in bounded memory, with the size of the content in the frame."""
+    """zstd, in bounded memory, with the size of the content in the frame.
+
+    Page tables and lists shrink to the same size at any level; where there is more than that,
+    it is content, which may not shrink at all: a high level takes twenty times as long then.
+    """
     import zstandard
 
     size = os.lseek(source, 0, os.SEEK_END)
     os.lseek(source, 0, os.SEEK_SET)
-    compressor = zstandard.ZstdCompressor(level=10, write_checksum=True)
+    level = 3 if size < _MUCH else 1
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
     with (
         open(source, "rb", closefd=False) as reader,
         open(target, "wb", closefd=False) as writer,

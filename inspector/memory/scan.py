@@ -14,6 +14,8 @@ from inspector.memory.base import PageState, PhysicalMemory
 Progress = Callable[[int], None]
 
 _CHUNK = 64 << 20
+#: After so many bytes, the pages of a mapped image are given back.
+_RELEASE = 256 << 20
 #: Up to so many words of a piece are compared one by one.
 _FEW = 16
 
@@ -42,6 +44,7 @@ def find_words(
     if stride >= 4096 and offset + width <= memory.scan_heads:
         yield from _find_in_heads(memory, wanted, dtype, stride, offset, progress)
         return
+    since = 0
     for start, piece in memory.extents():
         for at in range(0, len(piece), _CHUNK):
             base = start + at
@@ -58,6 +61,10 @@ def find_words(
                     yield base + lead + hit * stride
             if progress is not None:
                 progress(min(len(piece) - at, _CHUNK))
+            since += len(chunk)
+            if since >= _RELEASE:
+                memory.release()
+                since = 0
 
 
 def _find_in_heads(

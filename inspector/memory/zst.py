@@ -72,9 +72,14 @@ def _steps(data: memoryview, at: int) -> Iterator[int]:
     import zstandard
 
     head = bytes(data[at : at + 18])  # the longest header
-    size = zstandard.frame_header_size(head)
-    checksum = 4 if zstandard.get_frame_parameters(head).has_checksum else 0
-    at += size
+    try:
+        checksum = 4 if zstandard.get_frame_parameters(head).has_checksum else 0
+        at += zstandard.frame_header_size(head)
+    except zstandard.ZstdError:
+        if at + len(head) < len(data):
+            raise
+        yield len(data)  # cut off in the header
+        return
     last = False
     while not last and at < len(data):
         for _ in range(_BLOCKS):

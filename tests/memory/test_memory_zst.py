@@ -7,6 +7,7 @@ import json
 import os
 import resource
 from pathlib import Path
+from random import Random
 
 import pytest
 import zstandard
@@ -113,3 +114,32 @@ def test_every_capture_opens(path: Path) -> None:
             if b"kho-v" in image.read(pa, 4096)
         ]
         assert bool(roots) == entry["kho_root"]
+
+
+def test_no_damage_escapes(tmp_path: Path) -> None:
+    """Headers of frames and blocks say what follows: wherever they lie, it is noticed."""
+    data = packed(CORE)
+    random = Random(3)
+    for at in [*range(24), *random.sample(range(len(data)), min(100, len(data)))]:
+        broken = bytearray(data)
+        broken[at] ^= 1 << random.randrange(8)
+        try:
+            with opened(tmp_path, bytes(broken)) as image:
+                assert image.kind in ("elf", "raw")
+        except UnreadableError:
+            pass
+
+
+def test_blocks_without_a_checksum(tmp_path: Path) -> None:
+    """Raw, repeated and compressed blocks, more of them than one step takes."""
+    random = Random(4)
+    content = CORE + b"".join(
+        random.choice([bytes(1 << 17), random.randbytes(1 << 17), b"ab" * (1 << 16)])
+        for _ in range(200)
+    )
+    core = zstandard.ZstdCompressor(level=1, write_checksum=False).compress(content)
+    for data in (core, core + packed(b"more")):
+        with opened(tmp_path, data) as image:
+            assert image.read(0x9000, 4) == b"zzzz"
+    file = zst.decompress(open_file(str(tmp_path / "image")))
+    assert bytes(file.data) == content + b"more"

@@ -16,8 +16,8 @@ from abi.errors import KhoError, UsageError
 from abi.registry import Generation
 from abi.schema import resolve
 from inspector.findings import Outcome
-from inspector.kernel.boot import INITRD_SIZE, KERNEL_SIZE
 from inspector.kernel.consumer import Result, consume
+from inspector.kernel.early_scratch import INITRD_SIZE, KERNEL_SIZE
 from inspector.kernel.hardware import Hardware
 from inspector.kernel.kernel import Image
 from inspector.kernel.outcome import Reason, status, worst

@@ -79,12 +79,12 @@ def compat(
     if not matrix and not to:
         raise UsageError("--to is missing: for which kernel?")
     from inspector import compat as judge
-    from inspector.kernel import boot
+    from inspector.kernel import early_scratch as early
 
     options = judge.Options(
         root=address(root),
-        kernel_size=size(kernel_size, boot.KERNEL_SIZE),
-        initrd_size=size(initrd_size, boot.INITRD_SIZE),
+        kernel_size=size(kernel_size, early.KERNEL_SIZE),
+        initrd_size=size(initrd_size, early.INITRD_SIZE),
         page_size=page_size(page_size_),
     )
     if matrix:

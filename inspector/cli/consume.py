@@ -92,8 +92,8 @@ def consume(
     machine = find_hardware(hardware)
     with open_memory(image, regions) as memory:
         from inspector import verdict
-        from inspector.kernel import boot as early
         from inspector.kernel import consumer
+        from inspector.kernel import early_scratch as early
         from inspector.kernel.profile_file import find
 
         target = find(as_, with_ or [])

@@ -24,10 +24,12 @@ from typing import Any
 from abi import fdt
 from inspector.findings import Finding, Findings, Outcome
 from inspector.kernel import device_files, devices, guest_files, incoming, memory_file, revive
-from inspector.kernel.boot import INITRD_SIZE, KERNEL_SIZE, Booting, early
+from inspector.kernel.boot import Booting
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
 from inspector.kernel.devices import Devices
+from inspector.kernel.early import early
+from inspector.kernel.early_scratch import INITRD_SIZE, KERNEL_SIZE
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.frames import FrameSet
 from inspector.kernel.hardware import Hardware

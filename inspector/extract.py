@@ -222,7 +222,6 @@ def _same_claims(image: Image, again: Image) -> None:
     one, other = (
         [c for c in i.survey.claims if c.kind not in _TOLD and len(c.starts)]
         for i in (image, again)
-        for i in (image, again)
     )
     # The image's own claims are followed by those of its page tables.
     for claim, decoded in zip(one, other, strict=False):

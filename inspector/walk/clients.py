@@ -194,6 +194,19 @@ def walk_metadata(survey: Survey, blob: Blob, data: bytes) -> KexecMetadata | No
     )
 
 
+def _describes_two(info: bytes, page_size: int) -> bool:
+    """Whether 16 bytes describe the area of a list of two folios, rather than are that list."""
+    if len(info) != kho_vmalloc.size:
+        return False
+    values = kho_vmalloc.unpack(info)
+    return bool(
+        values["first"] % page_size == 0
+        and values["flags"] & 1
+        and values["order"] < 20
+        and values["total_pages"] == 1 << values["order"]
+    )
+
+
 def walk_kho_test(survey: Survey, blob: Blob, data: bytes) -> KhoTest | None:
     """The self test, in the plain form (6.16, 6.17) or with a vmalloc array (6.18 on)."""
     root = _tree(survey, blob, data)
@@ -213,7 +226,7 @@ def walk_kho_test(survey: Survey, blob: Blob, data: bytes) -> KhoTest | None:
     vmalloc = None
     folios = np.empty(0, np.uint64)
     if info is not None and count is not None:
-        if len(info) == 8 * count and len(info) != kho_vmalloc.size:
+        if len(info) == 8 * count and not _describes_two(info, survey.page_size):
             folios = np.frombuffer(info, "<u8").astype(np.uint64)
         elif len(info) == kho_vmalloc.size:
             vmalloc = walk_vmalloc(survey, kho_vmalloc.unpack(info), blob.path)

@@ -61,6 +61,7 @@ def decode(
     _clients(image)
     _luo(image, overrides)
     image.ram = ram_of(opened, location)
+    opened.release()
     return image
 
 

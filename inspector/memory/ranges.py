@@ -19,7 +19,7 @@ Part: TypeAlias = tuple[int, int, "memoryview | None"]
 #: Bytes compared at a time.
 _WINDOW = 1 << 20
 #: After so many bytes, the pages of a mapped image are given back.
-_RELEASE = 128 << 20
+_RELEASE = 64 << 20
 
 
 def merged(ranges: Ranges) -> RangeList:

@@ -272,15 +272,14 @@ def _without_common_ends(one: Mappings, other: Mappings) -> tuple[Mappings, Mapp
 
 def _same(one: Mappings, other: Mappings, mine: slice, its: slice, *, ascending: bool) -> int:
     """How many ranges two slices of one length begin (or end) with in common."""
-    length = mine.stop - mine.start
-    differs = np.zeros(length, np.bool_)
+    length: int = mine.stop - mine.start
+    differs: npt.NDArray[np.bool_] = np.zeros(length, np.bool_)
     for column in _COLUMNS:
         differs |= getattr(one, column)[mine] != getattr(other, column)[its]
     if not differs.any():
         return length
-    if not ascending:
-        differs = differs[::-1]
-    return int(np.flatnonzero(differs)[0])
+    order = slice(None) if ascending else slice(None, None, -1)
+    return int(np.flatnonzero(differs[order])[0])
 
 
 def _target(mapped: tuple[int, int] | None) -> str | None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 PAGE_TABLE = "page-table"
 DEVICE_TABLE = "device-table"
 
+#: Context descriptors of a device: up to 2^20 of 64 bytes, 1024 in a level-2 table.
+_MOST_CD_TABLES = 1 << 10
+_MAX_CD_BYTES = 64 << 20
+
 
 def claim_tables(image: Image) -> None:
     """Claim the tables of every live domain, unit and device for it; once an image.
@@ -42,6 +46,7 @@ def claim_tables(image: Image) -> None:
             _vtd(image, state, unit)
         elif unit.view == "smmuv3":
             _smmuv3(image, unit)
+            _descriptors(image, state, unit)
 
 
 def _domains(image: Image, state: IommuState) -> None:
@@ -107,6 +112,27 @@ def _smmuv3(image: Image, unit: Unit) -> None:
             image.survey.claim("struct", unit.path, handle, size)
 
 
+def _descriptors(image: Image, state: IommuState, unit: Unit) -> None:
+    """The context descriptor tables of a unit's devices, each with the struct that names it."""
+    survey = Survey(image.memory, image.page_size)
+    for device in state.devices_of(unit):
+        handles = [device.get("l1_cdtab_lu_state")]
+        first, count = device.get("l2_cdtab_lu_states_phys"), device.get("num_l2_cdtables")
+        if first and count:
+            raw = survey.read(first, 8 * min(count, _MOST_CD_TABLES), device.path)
+            if raw is not None:
+                image.survey.claim("struct", device.path, first, len(raw))
+                handles += np.frombuffer(raw, "<u8").tolist()
+        for handle in handles:
+            size = _handle_size(survey, unit, handle) if handle else 0
+            if not size:
+                continue
+            image.survey.claim("struct", device.path, handle, size)
+            pages, each = _allocated(survey, unit, handle, image.page_size)
+            if len(pages):
+                image.survey.claim(DEVICE_TABLE, device.path, pages, each)
+
+
 def _handle_size(survey: Survey, unit: Unit, handle: int) -> int:
     if "strtab_base" in unit.values:
         return dma_alloc_ser_a.size
@@ -114,6 +140,24 @@ def _handle_size(survey: Survey, unit: Unit, handle: int) -> int:
     if head is None:
         return 0
     return dma_alloc_ser.size + 8 * min(1 if head["is_contiguous"] else head["nr_pages"], 1 << 16)
+
+
+def _allocated(survey: Survey, unit: Unit, handle: int, page: int) -> tuple[U64Array, int]:
+    """Where the memory of a DMA allocation lies, and the bytes there are at each address."""
+    nothing = np.empty(0, np.uint64), page
+    raw = survey.read(handle, _handle_size(survey, unit, handle), unit.path)
+    if raw is None:
+        return nothing
+    if "strtab_base" in unit.values:
+        head = dma_alloc_ser_a.unpack(raw[: dma_alloc_ser_a.size])
+        count, starts = -(-head["size"] // page), [head["page_phys"]]
+    else:
+        head = dma_alloc_ser.unpack(raw[: dma_alloc_ser.size])
+        count, starts = head["nr_pages"], np.frombuffer(raw[dma_alloc_ser.size :], "<u8").tolist()
+        if not head["is_contiguous"]:
+            return np.array(starts, np.uint64), page
+    # No table of descriptors is larger than this: what says so is not believed.
+    return nothing if count * page > _MAX_CD_BYTES else (np.array(starts, np.uint64), count * page)
 
 
 def _claim(image: Image, owner: str, pages: list[int]) -> None:

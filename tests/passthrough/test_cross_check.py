@@ -11,6 +11,7 @@ import kho
 from abi import smmuv3
 from abi.registry import get
 from inspector import passthrough
+from inspector.device_tables.claims import claim_tables
 from inspector.device_tables.cross import CODES, cross_check, root_table_of
 from inspector.image import Image
 from inspector.memory.sparse import SparseMemory
@@ -102,13 +103,18 @@ def test_every_vtd_code_is_tested() -> None:
 # -- SMMUv3: made tables, since no capture has both them and serialized objects -------------------
 
 
+#: Tables of context descriptors: where, and of how many pages; the level-1 table first.
+CDS = [(0x300000, 1), (0x310000, 16), (0x320000, 16)]
+
+
 class SmmuImage:
     """The least of an Image that the check needs: state, memory, page size, moment."""
 
-    def __init__(self, layout: str) -> None:
+    def __init__(self, layout: str, *, descriptors: bool = False) -> None:
         self.memory = SparseMemory([(0, 1 << 24)], page_size=4096)
         self.generation = get("iommu", layout)
         self.page_size = 4096
+        self.survey = Survey(self.memory, 4096)
         self.sid = 0x118
         l1, l2, self.table = 0x100000, 0x104000, 0x200000
         self.ste = l2 + 64 * (self.sid & 0xFF)
@@ -123,12 +129,7 @@ class SmmuImage:
         }  # fmt: skip
         self.memory.write(self.ste, smmuv3.stream_table_entry.build(ste))
         kinds = self.generation.arrays  # type: ignore[attr-defined]
-        handle = 0x14000
-        if layout == "iommu-smmuv3-2026a":
-            self.memory.write(handle, l1.to_bytes(8, "little") + (4096).to_bytes(8, "little"))
-        else:
-            raw = (0).to_bytes(8, "little") + (1).to_bytes(8, "little") + b"\1\1"
-            self.memory.write(handle, raw + l1.to_bytes(8, "little"))
+        handle = self.allocation(0x14000, l1, 1)
         unit = {
             "hdr": {"ref_count": 1}, "token": 0x9050000, "type": 2,
             "smmuv3": {"strtab_base_cfg": 0x10210, "l1_strtab_lu_state": handle},
@@ -138,6 +139,15 @@ class SmmuImage:
             "hdr": {"ref_count": 1}, "devid": self.sid,
             "domain_iommu_ser": {"attachment_id": 7, "domain_phys": 0x11010, "iommu_phys": 0x10010},
         }  # fmt: skip
+        if descriptors:
+            handles = [
+                self.allocation(0x16000 + i * 0x1000, at, n) for i, (at, n) in enumerate(CDS)
+            ]
+            self.memory.write(0x15000, b"".join(h.to_bytes(8, "little") for h in handles[1:]))
+            device["smmuv3"] = {
+                "l1_cdtab_lu_state": handles[0], "num_l2_cdtables": 2,
+                "l2_cdtab_lu_states_phys": 0x15000,
+            }  # fmt: skip
         for page, kind, values in zip(
             (0x10000, 0x11000, 0x12000), kinds, (unit, domain, device), strict=True
         ):
@@ -148,12 +158,43 @@ class SmmuImage:
             root["version"] = 1
         self.memory.write(0x13000, flb.build(root))
 
+    def allocation(self, handle: int, at: int, pages: int) -> int:
+        """A ``struct dma_alloc_ser``, of contiguous pages."""
+        words = (
+            [at, pages << 12, 0, 0] if self.generation.id == "iommu-smmuv3-2026a" else [0, pages]
+        )
+        raw = b"".join(word.to_bytes(8, "little") for word in words)
+        if not first:
+            raw += b"\1\1" + at.to_bytes(8, "little")
+        self.memory.write(handle, raw)
+        return handle
+
     def codes(self, monkeypatch: pytest.MonkeyPatch) -> set[str]:
         state = walk_iommu(Survey(self.memory, 4096), self.generation, 0x13000, "/flb")  # type: ignore[arg-type]
         monkeypatch.setattr(passthrough, "iommu_state", lambda _: state)
         self.moment = None
         image: Image = self  # type: ignore[assignment]
         return {f.code for f in cross_check(image).items}
+
+
+@pytest.mark.parametrize("layout", ["iommu-smmuv3-2026a", "iommu-v4-version-field"])
+def test_context_descriptors_are_the_devices(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SmmuImage(layout, descriptors=True)
+    state = walk_iommu(Survey(made.memory, 4096), made.generation, 0x13000, "/flb")  # type: ignore[arg-type]
+    monkeypatch.setattr(passthrough, "iommu_state", lambda _: state)
+    made.survey = Survey(made.memory, 4096)
+    claim_tables(made)  # type: ignore[arg-type]
+    (device,) = state.devices
+    claims = [c for c in made.survey.claims if c.owner == device.path]
+    tables = {
+        (int(a), int(n))
+        for c in claims
+        if c.kind == "device-table"
+        for a, n in zip(c.starts, c.sizes, strict=True)
+    }
+    assert tables == {(at, pages << 12) for at, pages in CDS}
+    structs = sorted(int(a) for c in claims if c.kind == "struct" for a in c.starts)
+    assert structs == [0x15000, 0x16000, 0x17000, 0x18000]
 
 
 @pytest.mark.parametrize("layout", ["iommu-smmuv3-2026a", "iommu-v4-version-field"])

@@ -160,9 +160,8 @@ class SmmuImage:
 
     def allocation(self, handle: int, at: int, pages: int) -> int:
         """A ``struct dma_alloc_ser``, of contiguous pages."""
-        words = (
-            [at, pages << 12, 0, 0] if self.generation.id == "iommu-smmuv3-2026a" else [0, pages]
-        )
+        first = self.generation.id == "iommu-smmuv3-2026a"
+        words = [at, pages << 12, 0, 0] if first else [0, pages]
         raw = b"".join(word.to_bytes(8, "little") for word in words)
         if not first:
             raw += b"\1\1" + at.to_bytes(8, "little")

@@ -11,11 +11,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from abi.errors import UsageError
 from inspector.check.rule import Context, Report, Rule
 from inspector.findings import Finding, Severity
 from inspector.image import Image
+
+if TYPE_CHECKING:
+    from inspector.device_tables.claims import WalkedTable
 
 #: Modules with rules, in the order in which findings are shown.
 MODULES = ("memory", "root", "map", "luo", "memfd", "handlers", "passthrough", "tables")
@@ -49,7 +53,8 @@ def check(
     from inspector.check.ownership import account
 
     chosen = _chosen(rules)
-    context = Context(image, account(image))
+    walked: dict[int, WalkedTable] = {}
+    context = Context(image, account(image, walked=walked), walked=walked)
     for rule in chosen.values():
         if rule.test is not None:
             context.rule = rule

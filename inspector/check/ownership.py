@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from inspector.device_tables.claims import claim_tables
+from inspector.device_tables.claims import WalkedTable, claim_tables
 from inspector.image import Image
 from inspector.memory.base import U64Array
 from inspector.survey import Claim
@@ -60,9 +60,14 @@ class Ownership:
     slack: int
 
 
-def account(image: Image, limit: int = 4096) -> Ownership:
-    """Account for every preserved byte of ``image``; at most ``limit`` conflicts are listed."""
-    claim_tables(image)
+def account(
+    image: Image, limit: int = 4096, walked: dict[int, WalkedTable] | None = None
+) -> Ownership:
+    """Account for every preserved byte of ``image``; at most ``limit`` conflicts are listed.
+
+    ``walked`` is filled with what the passes over page tables found, by domain address.
+    """
+    claim_tables(image, walked)
     image.memory.release()  # sorting takes its place
     claims = tuple(c for c in image.survey.claims if c.kind not in OUTSIDE_MAP and len(c.starts))
     extents = _rounded(claims, image.page_size)

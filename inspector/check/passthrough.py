@@ -58,11 +58,16 @@ def _strays(context: Context) -> None:
     if any(not file.folios.complete for _, file in image.folio_files()):
         context.undecidable("folios of a memory file are missing")
         return
-    files = MemoryFiles(image)
+    files: MemoryFiles | None = None
     for domain in state.domains.live():
         if not domain.top_table_phys:
             continue
-        found = reach(image, domain_root(image, domain), files)
+        known = context.walked.get(domain.address)
+        if known is None:
+            files = files or MemoryFiles(image)
+            found = reach(image, domain_root(image, domain), files)
+        else:
+            found = known.reach
         if found.elsewhere and found.complete:
             context.report(
                 f"{size_text(found.elsewhere)} of {size_text(found.mapped)} mapped belong to no"

@@ -10,6 +10,7 @@ from inspector.findings import Finding, Findings, Severity
 
 if TYPE_CHECKING:
     from inspector.check.ownership import Ownership
+    from inspector.device_tables.claims import WalkedTable
     from inspector.image import Image
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
@@ -46,6 +47,8 @@ class Context:
     shared: dict[str, list[Finding]] = field(default_factory=dict)
     #: What several rules look at and only one has to work out.
     memo: dict[str, Any] = field(default_factory=dict)
+    #: What passes over the page tables found, by domain address; some may be missing.
+    walked: dict[int, WalkedTable] = field(default_factory=dict)
 
     def report(
         self, message: str, *, path: str = "", address: int | None = None, data: bytes = b""

@@ -24,6 +24,10 @@ def _walks(context: Context) -> list[Finding]:
     for domain in state.domains.live() if state is not None else ():
         if not domain.top_table_phys:
             continue
+        known = context.walked.get(domain.address)
+        if known is not None:
+            found += known.findings
+            continue
         try:
             root = domain_root(image, domain)
             found += walk_root(image.memory, root, image=image, path=domain.path).findings.items

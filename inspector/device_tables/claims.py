@@ -6,6 +6,7 @@ Those that account for memory call :func:`claim_tables` first.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,9 @@ from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Unit
 
 if TYPE_CHECKING:
+    from inspector.findings import Finding
     from inspector.image import Image
+    from inspector.passthrough.reach import Reach
 
 PAGE_TABLE = "page-table"
 DEVICE_TABLE = "device-table"
@@ -31,16 +34,24 @@ _MOST_CD_TABLES = 1 << 10
 _MAX_CD_BYTES = 64 << 20
 
 
-def claim_tables(image: Image) -> None:
+@dataclass(frozen=True, slots=True)
+class WalkedTable:
+    """What one pass over the page table of a domain found, and where it leads."""
+
+    findings: list[Finding]
+    reach: Reach
+
+
+def claim_tables(image: Image, walked: dict[int, WalkedTable] | None = None) -> None:
     """Claim the tables of every live domain, unit and device for it; once an image.
 
     Stream tables are reached through the handles of their memory. What the image lacks is not
-    claimed.
+    claimed. ``walked`` is filled by domain address, for those who would walk once more.
     """
     state = passthrough.iommu_state(image)
     if state is None or any(c.kind == PAGE_TABLE for c in image.survey.claims):
         return
-    _domains(image, state)
+    _domains(image, state, walked)
     for unit in state.units.live():
         if unit.view == "intel" and unit.root_table:
             _vtd(image, state, unit)
@@ -49,15 +60,22 @@ def claim_tables(image: Image) -> None:
             _descriptors(image, state, unit)
 
 
-def _domains(image: Image, state: IommuState) -> None:
-    from inspector.passthrough.reach import domain_root
+def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | None) -> None:
+    from inspector.passthrough.reach import MemoryFiles, domain_root, reach_of
 
+    files = None if walked is None else MemoryFiles(image)
     for domain in state.domains.live():
         if not domain.top_table_phys:
             continue
         root = domain_root(image, domain)
         try:
-            pages = walk_root(image.memory, root).table_pages
+            if walked is None or files is None:
+                walk = walk_root(image.memory, root)
+            else:
+                walk = walk_root(image.memory, root, image=image, path=domain.path)
+                found = reach_of(walk, root, files)
+                walked[domain.address] = WalkedTable(walk.findings.items, found)
+            pages = walk.table_pages
         except UsageError:
             continue
         image.survey.claim(PAGE_TABLE, domain.path, pages, _table_size(image, root.format))

@@ -21,6 +21,7 @@ from inspector.walk.iommu import Device, Domain, Unit
 
 if TYPE_CHECKING:
     from inspector.image import Image
+    from inspector.pagetable import Walk
 
 #: Pieces of memory files that one chunk of ranges may be cut into.
 _MAX_PIECES = 1 << 22
@@ -110,16 +111,20 @@ class Reach:
 
 def reach(image: Image, root: TableRoot, files: MemoryFiles) -> Reach:
     """Walk a page table and sum up where it leads."""
-    found = Reach(root)
     try:
-        walk = walk_root(image.memory, root)
-        shares = np.zeros(len(files.paths), np.int64)
-        for chunk in walk.ranges():
-            shares += files.share(chunk.pa, chunk.size)
+        return reach_of(walk_root(image.memory, root), root, files)
     except UsageError as error:
-        found.complete = False
+        found = Reach(root, complete=False)
         found.anomalies.append(str(error))
         return found
+
+
+def reach_of(walk: Walk, root: TableRoot, files: MemoryFiles) -> Reach:
+    """Make a pass of a walk and sum up where it leads. Raises UsageError like the walk."""
+    found = Reach(root)
+    shares = np.zeros(len(files.paths), np.int64)
+    for chunk in walk.ranges():
+        shares += files.share(chunk.pa, chunk.size)
     stats = walk.stats
     found.ranges, found.mapped, found.complete = stats.ranges, stats.mapped, stats.complete
     found.tables = sum(stats.tables.values())

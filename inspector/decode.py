@@ -23,7 +23,7 @@ from inspector.text import c_string
 from inspector.walk import clients, files
 from inspector.walk.clients import Blob, KhoTest
 from inspector.walk.fdt import read_tree, try_tree
-from inspector.walk.luo import walk_luo
+from inspector.walk.luo import Luo, walk_luo
 from inspector.walk.preserved import walk_map
 
 
@@ -87,24 +87,44 @@ def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
     """The root a user means: see :func:`_promise`."""
     if len(roots) == 1 or roots[0].candidate.score >= 1000:
         return roots[0]
-    return max(roots, key=lambda r: (_promise(opened, r), r.candidate.score))
+    states = {r.address: _luo_of(opened, r) for r in roots}
+    last = max((_number(states[r.address]) for r in roots if _recorded(r)), default=0)
+    return max(
+        roots,
+        key=lambda r: (
+            _promise(r, states[r.address]) if _number(states[r.address]) >= last else -1,
+            r.candidate.score,
+        ),
+    )
 
 
-def _promise(opened: PhysicalMemory, root: Root) -> int:
+def _recorded(root: Root) -> bool:
+    """Whether what a kernel boots from leads here."""
+    return any(h.how in (How.SETUP_DATA, How.CHOSEN) for h in root.candidate.handovers)
+
+
+def _number(luo: Luo | None) -> int:
+    """Of which live update it is."""
+    return 0 if luo is None or luo.number is None else luo.number
+
+
+def _promise(root: Root, luo: Luo | None) -> int:
     """How much a root offers.
 
     Sessions come first, with a map that still fits; then a hand-over record, which the
-    empty root that a booted kernel prepares for its successor has not.
+    empty root that a booted kernel prepares for its successor has not. A root of an update before
+    the one that a record leads to offers nothing, whatever is left of it.
     """
     trial = root.verdict.trial
     fits = trial is not None and trial.candidate.fits
     promise = (4 if root.candidate.handovers else 0) + fits
-    if _has_sessions(opened, root):
+    if luo is not None and luo.sessions:
         promise += 8 + 5 * fits
     return promise
 
 
-def _has_sessions(opened: PhysicalMemory, root: Root) -> bool:
+def _luo_of(opened: PhysicalMemory, root: Root) -> Luo | None:
+    """The sessions that a root leads to, as far as they can be read."""
     survey = Survey(opened, root.verdict.page_size)
     for blob in clients.walk_blobs(survey, root.generation, root.tree.root):
         raw = clients.read_client(survey, blob) if blob.name == b"LUO" else None
@@ -113,8 +133,8 @@ def _has_sessions(opened: PhysicalMemory, root: Root) -> bool:
         verdict = detect.detect_luo(raw, root.generation, root.verdict.page_size)
         generation = cast("LuoGeneration | None", verdict.generation)
         if generation is not None:
-            return bool(walk_luo(survey, generation, blob.address, raw).sessions)
-    return False
+            return walk_luo(survey, generation, blob.address, raw)
+    return None
 
 
 def _handover(image: Image) -> None:

@@ -257,7 +257,7 @@ class IommufdHandler(FileHandler):
             if area.file.seals & DMA_SEALS != DMA_SEALS:
                 raise KernelErrno("EINVAL", f"{area.file.name} lacks seals")
             entry = session.luo.preserved.get(id(area.file))
-            if entry is None or entry.token not in session.files:
+            if entry is None or session.files.get(entry.token) is not entry:
                 raise KernelErrno("EINVAL", f"{area.file.name} is not preserved in this session")
 
     def unpreserve(self, file: Iommufd, data: int) -> None:

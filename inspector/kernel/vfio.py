@@ -113,7 +113,7 @@ class VfioHandler(FileHandler):
         if not iommufd.preserves_devices and not self._has_iommufd:
             return False
         entry = session.luo.preserved.get(id(iommufd))
-        if entry is None or entry.token not in session.files:
+        if entry is None or session.files.get(entry.token) is not entry:
             raise KernelErrno("EINVAL", f"the iommufd of {file.device} is not preserved")
         if self._has_iommufd and entry.token >> 32:
             raise KernelErrno("EINVAL", f"token {entry.token:#x} does not fit in 32 bits")

@@ -76,7 +76,8 @@ def meant(kernel: Kernel, file: Any, tokens: dict[int, int]) -> Any:
     if isinstance(file, Iommufd):
         tables = {}
         for hwpt in file.hwpts:
-            if hwpt.token is not None and hwpt.ioas is not None:
+            # Marked when the iommufd was preserved; later marks come too late.
+            if hwpt.domain.ser is not None and hwpt.ioas is not None:
                 rows = {}
                 for area in hwpt.ioas.areas:
                     for i in range(area.count):
@@ -164,8 +165,13 @@ def table(result: Result, address: int, session: list[Any]) -> Any:
     domain = devices.iommu.domains.at(address)
     assert domain is not None
     used = devices.domains.get(address)
-    kind = used.format if used is not None else "vtdss"
     view = result.consumer.state.view
+    if used is not None:
+        kind = used.format
+    elif view.memory.machine == "aarch64":
+        kind = f"lpae-s2-{view.page_size >> 10}k"
+    else:
+        kind = "x86-64" if domain.get("sign_extend") else "vtdss"
     where = {}
     for entry in session:
         if isinstance(entry.file, RestoredFolios):

@@ -102,6 +102,11 @@ def extract(
     return Extract(sum(size for _, size in ranges), left, ranges)
 
 
+def reached(image: Image) -> tuple[tuple[int, int], ...]:
+    """(start, size) of what the object graph of an image leads to, content included, ascending."""
+    return tuple(_ranges(_split(image, True, None)[0], image.page_size))
+
+
 def _machine(image: Image) -> str:
     return "aarch64" if image.location.device_trees else "x86_64"
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from abi import fdt, registry
-from abi.kho import KhoGeneration
+from abi.kho import KhoGeneration, MapKind
 from abi.luo import LuoGeneration
 from abi.registry import Generation
 from abi.schema import PAGE_SIZES, resolve
 from inspector.locate import Candidate as RootCandidate
 from inspector.memory.base import PageState, PhysicalMemory
 from inspector.survey import Survey
+from inspector.walk.bitmap_chunks import pointers_behind
 from inspector.walk.preserved import PreservedMap, walk_map
 
 if TYPE_CHECKING:
@@ -279,6 +280,12 @@ def _try(
         violations.append(f"{count} x {code}: {example}")
     if preserved.missing:
         violations.append(f"{preserved.missing} map nodes are not in the image")
+    if generation.map_kind is MapKind.BITMAP_PAGE and preserved.complete:
+        pointers = pointers_behind(memory, preserved.nodes, page_size)
+        if pointers:
+            violations.append(
+                f"{pointers} kernel pointers lie behind the first 512 bytes of its bitmaps"
+            )
     pages = np.array(anchors, np.uint64)
     pages -= pages % np.uint64(page_size)
     covered = int(preserved.covers(pages, page_size).sum())

@@ -5,16 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from abi import fdt
-from abi.kho import KhoGeneration, MapKind
-from inspector.findings import Findings, Outcome
+from inspector.findings import Outcome
 from inspector.kernel.boot import Booting
+from inspector.kernel.misread import (
+    behind_bitmaps,
+    candidate_of,
+    detected,
+    junk,
+    unread,
+    written_map,
+)
 from inspector.kernel.restore import Inherited, TooManyBlocks, empty_map, marks_of, read_map
 from inspector.kernel.view import SECTION
-from inspector.survey import Survey
-from inspector.walk.preserved import PreservedMap, walk_map
+from inspector.walk.preserved import PreservedMap
 
 #: No machine preserves more blocks than this.
 _MAX_BLOCKS = 1 << 28
+#: Fatal blocks that are told of.
+_MOST = 64
 
 
 def inherit_map(boot: Booting) -> bool:
@@ -34,7 +42,8 @@ def inherit_map(boot: Booting) -> bool:
         return True
     found = read_map(boot.view, boot.generation, root)
     boot.preserved = found.preserved
-    if not _judged(boot, found, root):
+    written = written_map(boot, root)
+    if not _judged(boot, found, root, written):
         return False
     if found.preserved.block_count > _MAX_BLOCKS:
         boot.reasons.add(
@@ -57,27 +66,22 @@ def inherit_map(boot: Booting) -> bool:
             path="/preserved", address=root,
         )  # fmt: skip
         return False
-    _in_scratch(boot)
-    _unread(boot, root)
+    _in_scratch(boot, written or found.preserved)
+    if written is not None:
+        unread(boot, written)
+        junk(boot, written)
     return True
 
 
-def _judged(boot: Booting, found: Inherited, root: int) -> bool:
+def _judged(boot: Booting, found: Inherited, root: int, written: PreservedMap | None) -> bool:
     """What the walk itself leads to: False if the kernel dies of it, or nothing can be told."""
-    fatal = list(found.fatal)
     blocks = found.preserved
-    beyond = np.flatnonzero(~boot.view.inside(blocks.starts, blocks.run_sizes))
-    unknown = []
-    if len(beyond):
-        fatal += _small_bitmaps(boot, blocks)
-    for i in beyond[:64].tolist():
-        start, end = int(blocks.starts[i]), int(blocks.ends[i])
-        message = f"preserved memory {start:#x}-{end:#x} (order {int(blocks.orders[i])}) is outside"
-        head = end - (boot.view.page_size << int(blocks.orders[i]))
-        if boot.view.near_ram(start) and boot.view.near_ram(head) and not head >> 52:
-            unknown.append((message, start))
-        else:
-            fatal.append((message, start, b""))
+    outside, unknown = _outside(boot, blocks)
+    fatal = [*found.fatal, *(behind_bitmaps(boot, blocks) if outside else ()), *outside]
+    if written is not None:
+        # Pages that nobody meant have their struct pages all the same: no harm is done.
+        at = np.array([start for _, start in unknown], np.uint64)
+        unknown = [row for row, meant in zip(unknown, written.covers(at), strict=True) if meant]
     if fatal and not boot.handed_off and not _walks_somehow(boot):
         boot.reasons.add(
             Outcome.CANNOT_TELL,
@@ -111,6 +115,25 @@ def _judged(boot: Booting, found: Inherited, root: int) -> bool:
     return not found.absent
 
 
+def _outside(
+    boot: Booting, blocks: PreservedMap
+) -> tuple[list[tuple[str, int, bytes]], list[tuple[str, int]]]:
+    """Blocks out of memory: those without struct pages, and those that may have some."""
+    fatal: list[tuple[str, int, bytes]] = []
+    unknown: list[tuple[str, int]] = []
+    for i in np.flatnonzero(~boot.view.inside(blocks.starts, blocks.run_sizes)).tolist():
+        start, end = int(blocks.starts[i]), int(blocks.ends[i])
+        message = f"preserved memory {start:#x}-{end:#x} (order {int(blocks.orders[i])}) is outside"
+        head = end - (boot.view.page_size << int(blocks.orders[i]))
+        if boot.view.near_ram(start) and boot.view.near_ram(head) and not head >> 52:
+            unknown.append((message, start))
+        else:
+            fatal.append((message, start, b""))
+        if len(fatal) == _MOST:
+            break
+    return fatal, unknown
+
+
 def _without_ram(boot: Booting, blocks: PreservedMap) -> None:
     """Nothing tells where RAM is: what lies behind all that the image holds may be outside."""
     unit = SECTION[boot.view.page_size]
@@ -129,39 +152,19 @@ def _without_ram(boot: Booting, blocks: PreservedMap) -> None:
     )
 
 
-def _small_bitmaps(boot: Booting, blocks: PreservedMap) -> list[tuple[str, int, bytes]]:
-    """Why a map of bitmaps leads out of memory: its writer's bitmaps are no pages."""
-    if boot.generation.map_kind is not MapKind.BITMAP_PAGE:
-        return []
-    bitmaps = blocks.nodes[blocks.nodes % np.uint64(boot.view.page_size) != 0]
-    for at in bitmaps[:64].tolist():
-        behind = boot.view.read(at + 512, 64) if boot.view.present(at + 512, 64) else b""
-        if any(behind) or at == int(bitmaps[-1]):
-            return [
-                (
-                    f"bitmap {at:#x} is no page: its 512 bytes are read as"
-                    f" {boot.view.page_size}, with what lies behind them",
-                    at + 512,
-                    behind,
-                )
-            ]
-    return []
-
-
 def _walks_somehow(boot: Booting) -> bool:
     """Whether the map makes sense to the kernel that wrote it."""
-    from inspector.detect import detect_kho
-
-    candidate = next((c for c in boot.location.candidates if c.address == boot.root), None)
+    candidate = candidate_of(boot)
     if candidate is None or candidate.tree is None:
         return True
-    trial = detect_kho(boot.view.memory, candidate.tree.root, candidate).trial
+    trial = detected(boot)
     return trial is not None and trial.candidate.fits
 
 
-def _in_scratch(boot: Booting) -> None:
+def _in_scratch(boot: Booting, meant: PreservedMap) -> None:
+    """Nodes, and blocks that the map's writer meant, in memory that early boot uses."""
     assert boot.preserved is not None
-    lows, highs = boot.preserved.intervals()
+    lows, highs = meant.intervals()
     nodes = boot.preserved.nodes
     for start, size in boot.scratch:
         if not size:
@@ -182,47 +185,3 @@ def _in_scratch(boot: Booting) -> None:
                 f" {start:#x}+{size:#x}: early boot overwrites it",
                 path="/preserved", address=at,
             )  # fmt: skip
-
-
-def _unread(boot: Booting, root: int) -> None:
-    """What the writer of the map preserved, but this kernel does not see."""
-    assert boot.preserved is not None
-    assert boot.tree is not None
-    written = _written_map(boot, root)
-    if written is None:
-        return
-    lows, highs = written.intervals()
-    lost = np.flatnonzero(~boot.preserved.covers(lows, highs - lows))
-    if not len(lost):
-        return
-    i = int(lost[0])
-    boot.reasons.add(
-        Outcome.CORRUPTION,
-        "the map was written with bitmaps of a page, this kernel reads 512 bytes of each:"
-        f" {written.page_count - boot.preserved.page_count} preserved pages are unprotected, the"
-        f" first in {int(lows[i]):#x}-{int(highs[i]):#x}",
-        path="/preserved", address=int(lows[i]),
-    )  # fmt: skip
-
-
-def _written_map(boot: Booting, root: int) -> PreservedMap | None:
-    """The map as its writer meant it, if that is not what this kernel reads."""
-    if boot.generation.map_kind is not MapKind.BITMAP_512:
-        return None
-    assert boot.preserved is not None
-    assert boot.tree is not None
-    page = boot.view.page_size
-    bitmaps = boot.preserved.nodes[boot.preserved.node_sizes == 512]
-    if (bitmaps % np.uint64(page)).any():
-        return None  # objects of a slab
-    from abi import registry
-
-    large = registry.get("kho", "kho-v1-bitmap-page")
-    assert isinstance(large, KhoGeneration)
-    survey = Survey(boot.view.memory, page, Findings(per_code=4))
-    written = walk_map(survey, large, root)
-    if not written.complete:
-        return None
-    if len(bitmaps) == 1 and boot.tree.child(b"LUO") is None:
-        return None if written.page_count == boot.preserved.page_count else written
-    return written

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from abi.memory_map import RadixGeometry
 from inspector.kernel.frames import U64Array
 from inspector.kernel.machine import Machine
+from inspector.kernel.slab import Slab
 
 Bits = npt.NDArray[np.uint8]
 
@@ -200,32 +201,6 @@ class RadixMap(BlockMap):
         """(address, size) of everything the map itself occupies."""
         size = self._machine.page_size
         return [(self.root, size), *((pa, size) for pa in self._tables.values())]
-
-
-class Slab:
-    """Objects of one size out of blocks of pages: a kmalloc cache.
-
-    An object is zeroed when it is handed out; what lies beside it is whatever the neighbours
-    hold.
-    """
-
-    def __init__(self, machine: Machine, size: int) -> None:
-        self._machine = machine
-        self.size = size
-        self._order = 0
-        while (machine.page_size << self._order) // size < 16:
-            self._order += 1
-        self._free: list[int] = []
-        self.blocks: list[int] = []
-
-    def alloc(self) -> int:
-        """The physical address of an object. Raises ENOMEM."""
-        if not self._free:
-            base = self._machine.alloc(self._order) << self._machine.page_shift
-            self.blocks.append(base)
-            count = (self._machine.page_size << self._order) // self.size
-            self._free = [base + i * self.size for i in reversed(range(count))]
-        return self._free.pop()
 
 
 class BitmapMap(BlockMap):

@@ -6,7 +6,7 @@ import numpy as np
 
 from abi.kho import MapKind, khoser_mem_chunk
 from abi.memory_map import bitmap_runs
-from inspector.memory.base import U64Array
+from inspector.memory.base import PageState, PhysicalMemory, U64Array
 from inspector.survey import PHYSICAL_BITS
 from inspector.walk.chain import follow
 from inspector.walk.map_collector import MAX_ORDER, PATH, MapCollector
@@ -14,6 +14,10 @@ from inspector.walk.runs import cut_runs, merge_runs
 
 #: Bitmap pages read at a time.
 BATCH = 128
+#: Nodes that are looked at for what lies behind a small bitmap.
+MOST = 64
+#: Changes between bits of an address at least, and addresses that are no chance.
+_CHANGES, _SURE = 6, 4
 _ONE = np.uint64(1)
 
 
@@ -84,3 +88,19 @@ def _bitmaps(
         low, high = merge_runs(low[~far], high[~far])
         orders = np.full(len(low), order, np.uint8)
         collector.runs.add(low, (high - low) >> shift, orders)
+
+
+def pointers_behind(memory: PhysicalMemory, nodes: U64Array, page_size: int) -> int:
+    """How many kernel pointers lie behind the first 512 bytes of bitmaps, as in a slab.
+
+    0 where most of what is there is something else. Bits of preserved pages come in runs: words
+    whose upper 16 bits are set and whose others change often are addresses.
+    """
+    good = memory.states(nodes, page_size) == PageState.PRESENT
+    rows = memory.gather(nodes[good][:MOST], page_size)[:, 512:]
+    words = np.ascontiguousarray(rows).view("<u8").reshape(-1)
+    words = words[words != 0].astype(np.uint64)
+    changes = (words ^ (words >> _ONE)) & np.uint64((1 << 46) - 1)
+    often = np.unpackbits(changes.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1) >= _CHANGES
+    found = int(np.count_nonzero((words >> np.uint64(48) == (1 << 16) - 1) & often))
+    return found if found >= _SURE and 4 * found >= len(words) else 0

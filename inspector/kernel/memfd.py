@@ -33,6 +33,7 @@ SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE, SEAL_EXEC = (
 #: Seals a file must have to back a preserved mapping.
 DMA_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW
 _UINT_MAX = (1 << 32) - 1
+_MAX_SIZE = (1 << 63) - 1
 
 
 @dataclass(slots=True)
@@ -78,7 +79,9 @@ class Memfd:
             raise KernelErrno("EPERM", f"{self.name}: frozen while preserved")
 
     def truncate(self, size: int) -> None:
-        """Set the size. Raises EPERM (seals, preserved). Shrinking frees pages."""
+        """Set the size. Raises EPERM (seals, preserved), EINVAL. Shrinking frees pages."""
+        if size > _MAX_SIZE:
+            raise KernelErrno("EINVAL", f"{self.name}: {size:#x} bytes are no size of a file")
         if size == self.size:
             return
         self._check_change(SEAL_GROW if size > self.size else SEAL_SHRINK)

@@ -29,7 +29,7 @@ from inspector.kernel import (
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.kernel import Image, Kernel, KhoTestSpec, Moment
-from inspector.kernel.machine import MachineSpec
+from inspector.kernel.machine import MachineSpec, NoRoom
 from inspector.kernel.memfd import pattern_bytes
 from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
@@ -71,25 +71,39 @@ class Scenario:
     command_line: str = "kho=on liveupdate=on"
     faults: tuple[Fault, ...] = ()
     updates: tuple[Update, ...] = ()
+    root: Table | None = field(default=None, compare=False, repr=False)
 
     def boot(self, *, seed: int | None = None) -> Kernel:
-        """The kernel, booted; nothing done yet."""
+        """The kernel, booted; nothing done yet. Raises ScenarioError if it cannot boot so."""
         machine = self.machine if seed is None else replace(self.machine, seed=seed)
-        kernel = Kernel(
-            self.kernel,
-            machine,
-            release=self.release,
-            reserve_mem=self.reserve_mem,
-            kho_test=self.kho_test,
-            test_flbs=self.test_flbs,
-            live_updates=self.live_updates,
-            kexecs=self.kexecs,
-        )
+        try:
+            kernel = Kernel(
+                self.kernel,
+                machine,
+                release=self.release,
+                reserve_mem=self.reserve_mem,
+                kho_test=self.kho_test,
+                test_flbs=self.test_flbs,
+                live_updates=self.live_updates,
+                kexecs=self.kexecs,
+            )
+        except NoRoom as error:
+            sizes = [region.size for region in self.reserve_mem]
+            where = ("reserve_mem", sizes.index(error.size), "size")
+            raise self._error(where, str(error)) from None
+        except KernelErrno as error:
+            raise self._error(("machine",), f"the kernel does not boot: {error}") from None
+        except UsageError as error:
+            raise self._error(("machine",), str(error)) from None
         for region in kernel.reserve_mem:
             if region.name in self.patterns:
                 content = pattern_bytes(self.patterns[region.name], 0, region.size)
                 kernel.machine.memory.write(region.start, content)
         return kernel
+
+    def _error(self, path: tuple[str | int, ...], message: str) -> UsageError:
+        """An error at a key, if the scenario is of a file."""
+        return UsageError(message) if self.root is None else self.root.document.error(path, message)
 
     def perform(self, kernel: Kernel) -> World:
         """Do the steps on a booted kernel."""
@@ -123,12 +137,14 @@ class Scenario:
 
     def _jump(self, kernel: Kernel, moment: Moment) -> Image:
         by_hand = kernel.profile.finalize is Finalize.DEBUGFS
-        if by_hand and self.finalize and not kernel.kho.finalized:
-            kernel.finalize()
         try:
+            if by_hand and self.finalize and not kernel.kho.finalized:
+                kernel.finalize()
             return kernel.kexec(moment, command_line=self.command_line)
         except KernelErrno as error:
-            raise UsageError(f"the kernel refuses to reboot: {error}") from None
+            raise self._error((), f"the kernel refuses to reboot: {error}") from None
+        except UsageError as error:
+            raise self._error(("machine", "scratch"), str(error)) from None
 
 
 def shipped() -> dict[str, str]:
@@ -191,7 +207,7 @@ def parse(text: str, name: str = "scenario") -> Scenario:
         test.done()
     values["steps"] = tuple(scenario_steps.read(root, kernel))
     values["updates"] = tuple(_updates(root, kernel))
-    values["faults"] = tuple(_faults(root))
+    values["faults"], values["root"] = tuple(_faults(root)), root
     root.done()
     return Scenario(**values)
 
@@ -201,6 +217,8 @@ def _reserve_mem(root: Table) -> tuple[tuple[ReserveMem, ...], dict[str, int]]:
     patterns: dict[str, int] = {}
     for table in root.tables("reserve_mem"):
         name, align = table.text("name"), table.size("align", 4096)
+        if not name or not name.isprintable() or "/" in name:
+            raise table.error("name", f"{name!r} is no name of a region")
         if any(r.name == name for r in regions):
             raise table.error("name", f"two regions are called {name!r}")
         if not align or align & (align - 1):

@@ -62,6 +62,20 @@ class Table:
         """An error at one of the table's keys, or at the table."""
         return self.document.error(self.path if key is None else (*self.path, key), message)
 
+    def at_fault(self, message: str) -> str | None:
+        """The key whose value a message quotes, the first of them."""
+        for key, value in self._values.items():
+            if isinstance(value, str) and value and repr(value) in message:
+                return key
+            try:
+                number = parse_size(value)
+            except ValueError:
+                continue
+            # Names of files have their token behind a slash.
+            if re.search(rf"(?<![/\w]){number:#x}\b", message):
+                return key
+        return None
+
     def has(self, key: str) -> bool:
         """Whether the key is there."""
         self._known.add(key)

@@ -85,11 +85,12 @@ class Step:
             self.do(world)
         except KernelErrno as error:
             if error.name != self.expect:
-                raise self.table.error(None, f"the kernel says {error}") from None
+                at = self.table.at_fault(str(error))
+                raise self.table.error(at, f"the kernel says {error}") from None
         except ScenarioError:
             raise
         except UsageError as error:
-            raise self.table.error(None, str(error)) from None
+            raise self.table.error(self.table.at_fault(str(error)), str(error)) from None
         else:
             if self.expect is not None:
                 raise self.table.error("expect", f"succeeded, not -{self.expect}")
@@ -197,20 +198,22 @@ def _memfd(table: Table) -> FileMaker:
 
 
 def fill_file(file: Memfd, fill: str, token: int) -> None:
-    """Write the test pattern: all, nothing, the first or last page, or every other page."""
+    """Write the test pattern: all, nothing, the first or last page, or every other page.
+
+    Raises ENOMEM, EPERM.
+    """
     page, size = file.machine.page_size, file.size
     if not size or fill == "zero":
         return
-    if fill == "pattern":
-        spans = [(at, min(1 << 20, size - at)) for at in range(0, size, 1 << 20)]
-    elif fill == "head":
-        spans = [(0, min(page, size))]
-    elif fill == "tail":
-        last = (size - 1) // page * page
-        spans = [(last, size - last)]
-    else:
-        spans = [(at, min(page, size - at)) for at in range(0, size, 2 * page)]
-    for at, length in spans:
+    step, piece = {"pattern": (1 << 20, 1 << 20), "every-other": (2 * page, page)}.get(
+        fill, (size, page)
+    )
+    first = (size - 1) // page * page if fill == "tail" else 0
+    # Said before there is no memory left to say it in.
+    if -(-(size - first) // step) * piece > sum(r.size for r in file.machine.spec.ram) + piece:
+        raise KernelErrno("ENOMEM", f"{file.name}: {size:#x} bytes do not fit in memory")
+    for at in range(first, size, step):
+        length = min(piece, size - at)
         file.write(at, pattern_bytes(token, at, length))
 
 

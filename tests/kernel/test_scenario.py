@@ -103,11 +103,11 @@ def test_a_seed_determines_the_image() -> None:
         ),
         (
             HEAD + '# comment\n[[session]]\nname = "a"\n[[session]]\nname = "a"',
-            5, "session[1]", "-EEXIST",
+            6, "session[1].name", "-EEXIST",
         ),
         (
             HEAD + '[[session]]\nname = "a"\n[[step]]\ndo = "close"\nsession = "b"',
-            4, "step[0]", "there is no session 'b'",
+            6, "step[0].session", "there is no session 'b'",
         ),
         (HEAD + '[[step]]\ndo = "clsoe"', 3, "step[0].do", "did you mean 'close'?"),
         (
@@ -121,6 +121,27 @@ def test_a_seed_determines_the_image() -> None:
         (HEAD + "[[reserve_mem]]\nname = 'a'\nsize = 0", 4, "reserve_mem[0].size", "is 0"),
         (HEAD + "[machine]\ndevice = [\n { bdf = '00:99.0' },\n]", 3, "bdf", "no PCI address"),
         (HEAD + '[[update]]\nkernel = "linux-6.17"', 2, "update[0]", "kho-refused"),
+        (HEAD + "[[reserve_mem]]\nname = 'a/b'\nsize = 1", 3, "reserve_mem[0].name", "no name"),
+        (HEAD + "[[reserve_mem]]\nname = 'a'\nsize = '1T'", 4, "reserve_mem[0].size", "no room"),
+        (HEAD + "[machine]\nram = ['1M']", 2, "machine", "no room for a scratch area"),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[session.file]]\ntoken = 7\nsize = "1T"',
+            6, "session[0].file[0].size", "-ENOMEM",
+        ),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[session.file]]\ntoken = 7\nsize = '
+            '"0xffffffffffffffff"\nfill = "zero"', 6, "session[0].file[0].size", "-EINVAL",
+        ),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[session.file]]\ntoken = 7\n[[session.file]]\n'
+            "token = 7\nid = 'x'", 7, "session[0].file[1].token", "-EEXIST",
+        ),
+        (
+            'kernel = "linux-7.3+iommu-vw"\n[[machine.device]]\nbdf = "00:03.0"\n'
+            '[[session]]\nname = "a"\n[[session.file]]\ntype = "vfio-pci"\ntoken = 1\n'
+            'bdf = "00:03.0"\nirqs = true',
+            1, "scenario", "the kernel refuses to reboot: -EINVAL",
+        ),
     ],
 )  # fmt: skip
 def test_bad_scenarios_name_line_key_and_reason(

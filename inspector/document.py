@@ -18,8 +18,8 @@ from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
 
 
-def document(image: Image) -> dict[str, Any]:
-    """The whole image, without the ``schema_version``."""
+def document(image: Image, *, devices: bool = True) -> dict[str, Any]:
+    """The whole image, without the ``schema_version``; ``devices`` False: nor IOMMU nor PCI."""
     root = image.root
     return {
         "root": {
@@ -68,7 +68,7 @@ def document(image: Image) -> dict[str, Any]:
             for b in image.blobs
         ],
         "luo": _luo(image),
-        **_passed_through(image),
+        **(_passed_through(image) if devices else {}),
         "lost": image.lost,
         "findings": [finding(f) for f in image.findings],
     }

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from abi.errors import KhoError, UsageError
-from inspector import memory
+from inspector import memory, passthrough
 from inspector import redact as redaction
 from inspector.device_tables.claims import DEVICE_TABLE, PAGE_TABLE, claim_tables
 from inspector.image import Image
@@ -216,7 +217,7 @@ def _same_document(image: Image, written: PhysicalMemory, *, names: bool) -> Non
     again = images.open(written, root=image.root.address, page_size=image.page_size)
     before, after = _essence(image, names), _essence(again, names)
     for key, value in before.items():
-        if after[key] != value:
+        if after.get(key) != value:
             raise ExtractError(f"the extract differs from the image in {key}: not written")
     del before, after
     _same_claims(image, again)
@@ -253,10 +254,30 @@ def _essence(image: Image, names: bool) -> dict[str, Any]:
     """The parts of a document that an extract must not change."""
     from inspector.document import document
 
-    whole = document(image)
+    whole = document(image, devices=not names)
     for key in ("candidates", "findings", "root", "generations", "lost", "scratch_note"):
         whole.pop(key, None)
-    return whole if names else {k: _shape(v) for k, v in whole.items()}
+    return whole | _devices(image) if names else {k: _shape(v) for k, v in whole.items()}
+
+
+def _devices(image: Image) -> dict[str, Any]:
+    """IOMMU and PCI state: as what it was decoded, and the bytes, which are many."""
+    out: dict[str, Any] = {}
+    state, pci = passthrough.iommu_state(image), passthrough.pci_state(image)
+    if state is not None:
+        out["iommu"] = [(state.generation.id, state.address, state.path, state.values)]
+        out["iommu"].append((state.version, state.complete))
+        for objects in (state.units, state.domains, state.devices):
+            types = None if objects.types is None else objects.types.tobytes()
+            out[objects.path] = (*_rows(objects.array.records, objects.addresses), types)
+    if pci is not None:
+        out["pci"] = [(pci.generation.id, pci.address, pci.path, pci.version, pci.complete)]
+        out["pci"].append((pci.nr_devices, pci.maximum, *_rows(pci.records, pci.addresses)))
+    return out
+
+
+def _rows(records: npt.NDArray[Any], addresses: U64Array) -> tuple[bytes, bytes]:
+    return np.ascontiguousarray(records).tobytes(), addresses.tobytes()
 
 
 def _shape(value: Any) -> Any:

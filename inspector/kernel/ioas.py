@@ -116,7 +116,7 @@ class Ioas:
         if area.file is not None:
             total = area.size * area.count
             if area.offset + total > area.file.size:
-                raise KernelErrno("EINVAL", "the mapping leaves the file")
+                raise KernelErrno("EINVAL", f"the mapping at {area.iova:#x} leaves the file")
             area.file.pin(area.offset, total)
         if self._overlaps(area):
             raise KernelErrno("EEXIST", f"{area.iova:#x} is mapped already")

@@ -249,7 +249,7 @@ class Luo:
         """A new, empty session. Raises EINVAL, EEXIST, ENOSPC."""
         raw = name.encode("utf-8", "surrogateescape")
         if not raw or b"\0" in raw or len(raw) >= NAME_BYTES:
-            raise KernelErrno("EINVAL", "a session name has 1 to 63 bytes")
+            raise KernelErrno("EINVAL", f"{name!r}: a session name has 1 to 63 bytes")
         if any(s.name == name for s in self.sessions):
             raise KernelErrno("EEXIST", f"there is a session {name!r}")
         count = len(self.sessions) + 1

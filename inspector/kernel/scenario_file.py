@@ -62,19 +62,9 @@ class Table:
         """An error at one of the table's keys, or at the table."""
         return self.document.error(self.path if key is None else (*self.path, key), message)
 
-    def at_fault(self, message: str) -> str | None:
-        """The key whose value a message quotes, the first of them."""
-        for key, value in self._values.items():
-            if isinstance(value, str) and value and repr(value) in message:
-                return key
-            try:
-                number = parse_size(value)
-            except ValueError:
-                continue
-            # Names of files have their token behind a slash.
-            if re.search(rf"(?<![/\w]){number:#x}\b", message):
-                return key
-        return None
+    def blame(self, message: str) -> ScenarioError:
+        """An error at the key, here or in a table below, whose value the message quotes."""
+        return self.document.error((*self.path, *_quoted(self._values, message)), message)
 
     def has(self, key: str) -> bool:
         """Whether the key is there."""
@@ -179,6 +169,25 @@ class Table:
         for key in self._values:
             if key not in self._known:
                 raise self.error(key, unknown(key, sorted(self._known), "key"))
+
+
+def _quoted(values: Mapping[str, Any], message: str) -> Path:
+    """The first key whose value a message quotes, own ones first; () if there is none."""
+    for key, value in values.items():
+        if isinstance(value, str) and repr(value) in message:
+            return (key,)
+        try:
+            number = parse_size(value)
+        except ValueError:
+            continue
+        # Names of files have their token behind a slash.
+        if re.search(rf"(?<![/\w]){number:#x}\b", message):
+            return (key,)
+    for key, value in values.items():
+        for i, inner in enumerate(value) if isinstance(value, list) else ():
+            if isinstance(inner, dict) and (found := _quoted(inner, message)):
+                return (key, i, *found)
+    return ()
 
 
 class _Required:

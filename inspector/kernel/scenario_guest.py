@@ -14,6 +14,8 @@ from inspector.kernel.scenario_steps import FILE_TYPES, FILLS, Do, FileMaker, Wo
 from inspector.kernel.tmpfs import TmpfsMount
 
 _FLAGS = {"mmap": GUEST_MEMFD_LUO_FLAG_MMAP, "init-shared": GUEST_MEMFD_LUO_FLAG_INIT_SHARED}
+#: Registers of one vCPU, bytes.
+_MOST_STATE = 1 << 24
 _STATES = {
     name.removeprefix("KVM_CARETAKER_").lower(): value for name, value in CARETAKER_STATES.items()
 }
@@ -71,6 +73,8 @@ def _vm(table: Table) -> FileMaker:
 def _vcpu(table: Table) -> FileMaker:
     vm, first = table.text("vm"), table.integer("vcpu", 0, bits=32)
     size, pattern = table.size("state", 4096), table.integer("pattern", None)
+    if size > _MOST_STATE:
+        raise table.error("state", f"{size:#x} bytes are more than any processor has")
     control: dict[str, int] | None = None
     telemetry: dict[str, int] | None = None
     cpu: int | None = None

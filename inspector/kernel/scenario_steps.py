@@ -85,12 +85,11 @@ class Step:
             self.do(world)
         except KernelErrno as error:
             if error.name != self.expect:
-                at = self.table.at_fault(str(error))
-                raise self.table.error(at, f"the kernel says {error}") from None
+                raise self.table.blame(f"the kernel says {error}") from None
         except ScenarioError:
             raise
         except UsageError as error:
-            raise self.table.error(self.table.at_fault(str(error)), str(error)) from None
+            raise self.table.blame(str(error)) from None
         else:
             if self.expect is not None:
                 raise self.table.error("expect", f"succeeded, not -{self.expect}")
@@ -147,6 +146,8 @@ def _file(table: Table, *, in_session: bool) -> Callable[[str | None], Iterator[
     kind = table.choice("type", FILE_TYPES, "memfd")
     count = table.integer("count", 1, bits=24)
     token: int | None = table.integer("token", ... if in_session else None)
+    if token is not None and token + count > 1 << 64:
+        raise table.error("token", f"{count} tokens from {token:#x} on do not fit in 64 bits")
     expect = _expect(table)
     make = FILE_TYPES[kind](table)
     base: str | None = table.text("id", None)

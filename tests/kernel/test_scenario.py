@@ -121,6 +121,20 @@ def test_a_seed_determines_the_image() -> None:
         (HEAD + "[[reserve_mem]]\nname = 'a'\nsize = 0", 4, "reserve_mem[0].size", "is 0"),
         (HEAD + "[machine]\ndevice = [\n { bdf = '00:99.0' },\n]", 3, "bdf", "no PCI address"),
         (HEAD + '[[update]]\nkernel = "linux-6.17"', 2, "update[0]", "kho-refused"),
+        (
+            HEAD + '[[session]]\nname = "a"\n[[session.file]]\ncount = 2\n'
+            'token = "0xffffffffffffffff"', 6, "session[0].file[0].token", "2 tokens from",
+        ),
+        (
+            'kernel = "linux-7.3+kvm-caretaker"\n[[session]]\nname = "a"\n[[session.file]]\n'
+            'type = "kvm-vcpu"\ntoken = 1\nvm = "x"\nstate = "1T"', 8, "file[0].state", "more than",
+        ),
+        (HEAD + '[[session]]\nname = ""', 3, "session[0].name", "-EINVAL"),
+        (
+            'kernel = "linux-7.3+iommu-vw"\n[[machine.iommu]]\nbase = 1\n[[session]]\nname = "a"\n'
+            '[[session.file]]\ntype = "iommufd"\ntoken = 1\n[[session.file.hwpt]]\nname = "h"\n'
+            'ioas = "x"', 11, "session[0].file[0].hwpt[0].ioas", "there is no ioas 'x'",
+        ),
         (HEAD + "[[reserve_mem]]\nname = 'a/b'\nsize = 1", 3, "reserve_mem[0].name", "no name"),
         (HEAD + "[[reserve_mem]]\nname = 'a'\nsize = '1T'", 4, "reserve_mem[0].size", "no room"),
         (HEAD + "[machine]\nram = ['1M']", 2, "machine", "no room for a scratch area"),

@@ -21,19 +21,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from abi import fdt
 from inspector.findings import Finding, Findings, Outcome
 from inspector.kernel import device_files, devices, guest_files, incoming, memory_file, revive
 from inspector.kernel.boot import Booting
 from inspector.kernel.clients import ReserveMem
 from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
-from inspector.kernel.devices import Devices
+from inspector.kernel.device_state import Devices
 from inspector.kernel.early import early
 from inspector.kernel.early_scratch import INITRD_SIZE, KERNEL_SIZE
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.frames import FrameSet
+from inspector.kernel.given_machine import page_size_of, ram_for
 from inspector.kernel.hardware import Hardware
 from inspector.kernel.incoming import FileEntry, Incoming, SessionEntry
+from inspector.kernel.incoming_open import open_device
 from inspector.kernel.memory_file import RestoredMemfd
 from inspector.kernel.outcome import Reason, Reasons
 from inspector.kernel.pages import release
@@ -42,13 +43,9 @@ from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.restore import frames_in
 from inspector.kernel.revive import Clients
 from inspector.kernel.view import Absent, PageFault, View
-from inspector.locate import Location, locate, ram_of
-from inspector.memory.base import MemoryFault, PhysicalMemory, Region
+from inspector.locate import locate
+from inspector.memory.base import PhysicalMemory
 from inspector.memory.sparse import SparseMemory
-from inspector.walk.fdt import read_tree
-
-#: Containers whose regions are the machine's memory map.
-_WHOLE = ("sparse", "raw")
 
 
 class Session:
@@ -194,7 +191,7 @@ class Consumer:
                 raise KernelErrno("ENOENT", f"{self.kernel} has no control device")
             raise KernelErrno("ENOENT", "nothing was handed over")
         first = not self.luo.opened
-        incoming.open_device(self.state, self.luo)
+        open_device(self.state, self.luo)
         if first:
             self._free_lists(self.luo)
         return self.luo
@@ -360,8 +357,8 @@ def boot(
     if isinstance(kernel, str):
         kernel = find_profile(kernel)
     location = locate(memory, root)
-    page_size = page_size or _page_size(memory, location)
-    view = View(SparseMemory.over(memory, page_size), page_size, _ram(memory, location))
+    page_size = page_size or page_size_of(memory, location)
+    view = View(SparseMemory.over(memory, page_size), page_size, ram_for(memory, location))
     state = Booting(kernel, view, location, Reasons(str(kernel)), Findings())
     state.behaviours = behaviours or {}
     if not kernel.measured:
@@ -375,27 +372,6 @@ def boot(
         consumer.devices = devices.start(state, consumer.luo, hardware)
     consumer.booted = state.reasons.outcome is not Outcome.BOOT_FAILS
     return consumer
-
-
-def _ram(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | None:
-    told = ram_of(memory, location)
-    if told is None and memory.kind in _WHOLE:
-        return memory.regions
-    return told
-
-
-def _page_size(memory: PhysicalMemory, location: Location) -> int:
-    """That of the kernel that wrote the image."""
-    if memory.machine == "x86_64" or not location.candidates:
-        return 0x1000
-    from inspector.detect import detect_kho
-
-    candidate = location.candidates[0]
-    try:
-        tree = read_tree(memory, candidate.address)
-    except (MemoryFault, fdt.FdtError):
-        return 0x1000
-    return detect_kho(memory, tree.root, candidate).page_size
 
 
 @dataclass(slots=True)

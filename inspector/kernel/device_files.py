@@ -20,10 +20,11 @@ from abi.vfio_pci import SavedCapability, VfioPciGeneration
 from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
-from inspector.kernel.devices import Devices
+from inspector.kernel.device_state import Devices
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hardware import VFIO_PCI, Hardware, PciDevice, Unit, UnitType, format_bdf
-from inspector.kernel.incoming import FileEntry, FlbEntry, SessionEntry, protected
+from inspector.kernel.in_use import protected
+from inspector.kernel.incoming import FileEntry, FlbEntry, SessionEntry
 from inspector.kernel.pages import release, take_folio
 from inspector.passthrough.detect_iommu import Anchors, detect_iommu
 from inspector.passthrough.detect_pci import detect_pci

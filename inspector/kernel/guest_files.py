@@ -18,9 +18,10 @@ from abi.kvm import VCPU_STRING, VM_STRING
 from abi.schema import Struct, resolve
 from inspector.findings import Findings
 from inspector.kernel.boot import Booting
-from inspector.kernel.devices import Devices
+from inspector.kernel.device_state import Devices
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.incoming import FileEntry, SessionEntry, protected
+from inspector.kernel.in_use import protected
+from inspector.kernel.incoming import FileEntry, SessionEntry
 from inspector.kernel.memory_file import RestoredFolios, discard, restore_folios
 from inspector.kernel.pages import free_area, release, restore_vmalloc, take_folio, take_folios
 from inspector.kernel.restore import I8Array

@@ -38,7 +38,7 @@ from inspector.memory.base import U64Array
 
 if TYPE_CHECKING:
     from inspector.kernel.consumer import Consumer
-    from inspector.kernel.devices import Devices
+    from inspector.kernel.device_state import Devices
     from inspector.kernel.kernel import Kernel
 
 #: Kinds of files as scenarios call them, by what the consumer restores.

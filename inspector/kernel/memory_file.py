@@ -17,7 +17,8 @@ from abi.schema import Struct, resolve
 from inspector.findings import Outcome
 from inspector.kernel.boot import Booting
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.incoming import FileEntry, untouched
+from inspector.kernel.in_use import untouched
+from inspector.kernel.incoming import FileEntry
 from inspector.kernel.pages import Area, free_area, release, restore_vmalloc, take_folios
 from inspector.kernel.restore import I8Array
 from inspector.kernel.view import PageFault, View

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.smmuv3 import parse_strtab
+from inspector.kernel.device_state import Bug, Devices, take, take_many
 from inspector.kernel.inherited import InheritedTables
 from inspector.walk.iommu import Unit
-
-if TYPE_CHECKING:
-    from inspector.kernel.devices import Devices
 
 _MAX_HANDLES = 1 << 16
 #: SPAN and L2Ptr of a level-1 stream table descriptor.
@@ -26,8 +22,6 @@ def restore(found: Devices, unit: Unit) -> None:
 
     Raises Bug for memory that was not preserved, Absent, PageFault.
     """
-    from inspector.kernel.devices import take
-
     view = found.boot.view
     dense = "strtab_base" in unit.values
     kept = found.tables[unit.token] = InheritedTables()
@@ -57,8 +51,6 @@ def _level_2(found: Devices, table: int, entries: int) -> dict[int, int]:
 
 def _memory(found: Devices, unit: Unit, handle: int, dense: bool) -> int:
     """Restore DMA memory; its address. The handle is of no use any more and freed."""
-    from inspector.kernel.devices import Bug, take, take_many
-
     view = found.boot.view
     if not handle:
         raise Bug("a stream table has no handle: BUG", unit.path, unit.address)

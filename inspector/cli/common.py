@@ -61,6 +61,14 @@ PageSizeOption = Annotated[
     str | None,
     typer.Option("--page-size", metavar="SIZE", help="4K, 16K or 64K instead of detecting it."),
 ]
+ConsumerPageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--page-size",
+        metavar="SIZE",
+        help="4K, 16K or 64K: pages of the kernel that takes over (default: the image's).",
+    ),
+]
 RegionMapOption = Annotated[
     str | None,
     typer.Option("--regions", metavar="FILE", help="Where the parts of a raw image lie in memory."),

@@ -8,9 +8,9 @@ import typer
 
 from abi.errors import UsageError
 from inspector.cli.common import (
+    ConsumerPageSizeOption,
     Format,
     FormatOption,
-    PageSizeOption,
     RegionMapOption,
     RootOption,
     address,
@@ -61,7 +61,7 @@ def compat(
     initrd_size: InitrdSizeOption = None,
     format: FormatOption = Format.TEXT,
     root: RootOption = None,
-    page_size_: PageSizeOption = None,
+    page_size_: ConsumerPageSizeOption = None,
     regions: RegionMapOption = None,
 ) -> None:
     """Foresee what a kernel does with an image, or with what another kernel hands over.

@@ -8,10 +8,10 @@ import typer
 
 from abi.errors import UsageError
 from inspector.cli.common import (
+    ConsumerPageSizeOption,
     Format,
     FormatOption,
     ImageArgument,
-    PageSizeOption,
     RegionMapOption,
     RootOption,
     address,
@@ -82,7 +82,7 @@ def consume(
     initrd_size: InitrdSizeOption = None,
     format: FormatOption = Format.TEXT,
     root: RootOption = None,
-    page_size_: PageSizeOption = None,
+    page_size_: ConsumerPageSizeOption = None,
     regions: RegionMapOption = None,
 ) -> None:
     """Boot a kernel on an image: what it takes over, what it loses, and how that shows.

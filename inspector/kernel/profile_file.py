@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ BEHAVIOURS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _NONE = "none"
+#: What the names of arm64 kernels end in.
+_PAGES = re.compile(r"-(4|16|64)k$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,11 @@ class Target:
 
 
 def find(name: str, layers: Sequence[str] = ()) -> Target:
-    """A kernel by name or by file, with ``LAYER=ID`` changes. Raises UsageError."""
-    target = _load(Path(name)) if name.endswith(".toml") else Target(find_profile(name))
+    """A kernel by name or by file, with ``LAYER=ID`` changes. Raises UsageError.
+
+    A name may say which pages the kernel has: ``linux-7.3-4k``, ``linux-7.3-arm64-64k+iommu-v2``.
+    """
+    target = _load(Path(name)) if name.endswith(".toml") else _named(name)
     kernel = target.kernel
     for spec in layers:
         layer, sign, generation = spec.partition("=")
@@ -64,6 +70,13 @@ def find(name: str, layers: Sequence[str] = ()) -> Target:
             raise UsageError(f"expected LAYER=ID, got {spec!r}")
         kernel = _with_layer(kernel, layer, generation)
     return replace(target, kernel=kernel)
+
+
+def _named(name: str) -> Target:
+    """A kernel by name; the size of its pages is no part of the profile."""
+    kernel = find_profile(name)
+    pages = _PAGES.search(name.partition("+")[0].lower())
+    return Target(kernel, int(pages[1]) << 10 if pages else None)
 
 
 def _with_layer(kernel: KernelProfile, layer: str, generation: str) -> KernelProfile:

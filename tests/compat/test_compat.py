@@ -157,6 +157,17 @@ unknown-handler = "ignore"
 """
 
 
+def test_a_name_says_the_size_of_pages() -> None:
+    assert find("linux-7.3").page_size is None
+    assert find("linux-7.3-4k").page_size == 0x1000
+    assert find("linux-7.3-arm64-64K+iommu-vw").page_size == 0x10000
+    assert str(find("linux-7.3-16k")) == "linux-7.3 (16K pages)"
+    image = CORPUS / "linux-7.3.4-arm64-64k-handoff.elf.zst"
+    with memory.open(image) as opened:
+        assert compat.judge(opened, find("linux-7.3-4k")).outcome is Outcome.BOOT_FAILS
+        assert compat.judge(opened, find("linux-7.3-64k")).outcome is Outcome.TAKEN_OVER
+
+
 def test_a_profile_file(tmp_path: Path) -> None:
     path = tmp_path / "ours.toml"
     path.write_text(PROFILE)

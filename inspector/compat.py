@@ -7,9 +7,10 @@ small machine with every kind of state that the producer knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from abi import registry
 from abi.errors import KhoError, UsageError
@@ -25,6 +26,9 @@ from inspector.kernel.profile import KernelProfile, released
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.profile_file import Target
 from inspector.memory.base import PhysicalMemory
+
+if TYPE_CHECKING:
+    from inspector.image import Image as Decoded
 
 #: Layers whose postings have a matrix of their own.
 LAYERS = ("iommu", "iommufd", "vfio-pci", "pci", "kvm")
@@ -85,6 +89,34 @@ def judge(
         behaviours=target.behaviours,
     )
     return _verdict(result, producer, str(target))
+
+
+def consumed(
+    image: Decoded, target: Target, overrides: Mapping[str, Generation] = MappingProxyType({})
+) -> tuple[Decoded, Verdict]:
+    """``image`` as a simulated kernel leaves it, and what that kernel made of it.
+
+    The kernel has retrieved every file and not finished the sessions. It frees nothing that a
+    dump would show reused, so that all differences are what it wrote.
+    """
+    from inspector import image as images
+    from inspector.moment import MOMENT_NOTE
+
+    result = consume(
+        image.memory,
+        target.kernel,
+        root=image.root.address,
+        page_size=target.page_size or image.page_size,
+        behaviours=target.behaviours,
+        finish=False,
+    )
+    memory = result.consumer.memory
+    if result.consumer.booted:
+        memory.notes[MOMENT_NOTE] = str(images.Moment.INCOMING)
+    left = images.open(
+        memory, overrides=overrides, root=image.root.address, page_size=image.page_size
+    )
+    return left, _verdict(result, "image", str(target))
 
 
 def _verdict(result: Result, producer: str, consumer: str) -> Verdict:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import kho
+from inspector.cli.app import app
 from inspector.diff import Kind, changed_blocks, diff
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.preserved import PreservedMap
@@ -162,3 +165,31 @@ def test_mappings_of_domains_are_compared_as_ranges() -> None:
         other.close()
     assert [(c.kind, c.path) for c in found] == [(Kind.REMOVED, name)]
     assert found[0].what == f"iova {iova:#x}, 4 KiB"
+
+
+def test_what_a_consumer_writes() -> None:
+    """An image against itself, after a simulated kernel has taken it over."""
+    path = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
+    result = CliRunner().invoke(app, ["diff", str(path), "--consumed-by", "linux-7.3+iommu-vw"])
+    assert result.exit_code == 1, result.output
+    changed = [line for line in result.stdout.splitlines() if line.startswith("~")]
+    assert any("/iommu/domains/0 restored_domain" in line for line in changed)
+    assert any("reclaimed: 0 -> 1" in line for line in changed)
+    assert all(line.endswith(")") for line in changed), "a change without its reason"
+
+
+@pytest.mark.parametrize("kernel", ["linux-7.3", "linux-6.18"])
+def test_a_consumer_that_writes_nothing(kernel: str) -> None:
+    path = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    result = CliRunner().invoke(
+        app, ["diff", str(path), "--consumed-by", kernel, "--format", "json"]
+    )
+    found = [c["path"] for c in json.loads(result.stdout)["changes"]]
+    # What refuses the image, or takes it over without marks, leaves only the moment.
+    assert found == (["/root"] if kernel == "linux-7.3" else [])
+
+
+def test_one_image_alone_is_no_diff() -> None:
+    path = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
+    for arguments in ([path], [path, path, "--consumed-by", "linux-7.3"]):
+        assert CliRunner().invoke(app, ["diff", *arguments]).exit_code != 0

@@ -6,9 +6,6 @@ import numpy as np
 
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 
-#: Orders above this are split at restore (6.19 on) or refused (up to 6.18).
-MAX_BUDDY_ORDER = 10
-
 
 def _aligned(context: Context) -> None:
     preserved = context.image.preserved

@@ -163,6 +163,9 @@ def _run_map(base: Base) -> None:
     found = walk_map(Survey(base.memory, base.page_size), generation, root)
     _ = found.block_count, found.page_count, found.disjoint
     found.intervals()
+    starts = found.starts[:4096]
+    if not found.heads_at(starts).all() or not found.orders_at(starts)[1].all():
+        raise AssertionError("a run of blocks begins where no block begins")
 
 
 # -- arrays -------------------------------------------------------------------------------------

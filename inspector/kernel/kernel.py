@@ -276,7 +276,10 @@ class Kernel:
         return KvmVm(self.machine, type)
 
     def kvm_vcpu(self, vm: KvmVm, vcpu_id: int, state: bytes) -> KvmVcpu:
-        """A new vCPU; ``state`` is what its registers are as bytes."""
+        """A new vCPU; ``state`` is what its registers are as bytes. Raises EEXIST."""
+        if vcpu_id in vm.vcpus:
+            raise KernelErrno("EEXIST", f"the machine has a vCPU {vcpu_id:#x}")
+        vm.vcpus.add(vcpu_id)
         return KvmVcpu(vm, vcpu_id, state)
 
     def guest_memfd(self, vm: KvmVm, flags: int = 0, name: str = "gmem") -> GuestMemfd:

@@ -44,6 +44,8 @@ class KvmVm:
     type: int = 0
     attributes: Sequence[AttributeRange] = ()
     folios: tuple[tuple[int, int], ...] = ()
+    #: Numbers of its vCPUs.
+    vcpus: set[int] = field(default_factory=set, repr=False)
 
 
 @dataclass(slots=True, eq=False)

@@ -129,6 +129,12 @@ def test_a_seed_determines_the_image() -> None:
             'kernel = "linux-7.3+kvm-caretaker"\n[[session]]\nname = "a"\n[[session.file]]\n'
             'type = "kvm-vcpu"\ntoken = 1\nvm = "x"\nstate = "1T"', 8, "file[0].state", "more than",
         ),
+        (
+            'kernel = "linux-7.3+kvm-caretaker"\n[[session]]\nname = "a"\n[[session.file]]\n'
+            'type = "kvm-vm"\nid = "m"\ntoken = 1\n[[session.file]]\ntype = "kvm-vcpu"\n'
+            'token = 2\nvm = "m"\nvcpu = 9\n[[session.file]]\ntype = "kvm-vcpu"\ntoken = 3\n'
+            'vm = "m"\nvcpu = 9', 17, "session[0].file[2].vcpu", "-EEXIST",
+        ),
         (HEAD + '[[session]]\nname = ""', 3, "session[0].name", "-EINVAL"),
         (
             'kernel = "linux-7.3+iommu-vw"\n[[machine.iommu]]\nbase = 1\n[[session]]\nname = "a"\n'

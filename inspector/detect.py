@@ -276,7 +276,8 @@ def _try(
         address = 0
     preserved = walk_map(survey, generation, address, give_up_after=TRIAL_LIMIT)
     for code, count in preserved.problems.items():
-        example = next((f.message for f in survey.findings.items if f.code == code), code)
+        broken = "the list of its chunks is broken"  # said by the findings of the list
+        example = next((f.message for f in survey.findings.items if f.code == code), broken)
         violations.append(f"{count} x {code}: {example}")
     if preserved.missing:
         violations.append(f"{preserved.missing} map nodes are not in the image")

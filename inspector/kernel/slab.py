@@ -31,6 +31,7 @@ _BASES = {
     "aarch64": (0xFFFF000000000000, 0xFFFF800080000000, 0xFFFF800000000000),
 }
 _TEXT = 8 << 20
+_SMALL = (1 << 10) - 1
 
 
 class Slab:
@@ -49,6 +50,16 @@ class Slab:
         self._free: list[int] = []
         self.blocks: list[int] = []
         self._random = np.random.default_rng((machine.spec.seed, size))
+        data, text, other = _BASES[machine.spec.architecture]
+        memory = max(area.end for area in machine.spec.ram)
+        reach = (1 << memory.bit_length() - 1) - 8
+        kinds = [
+            (data, reach), (text, _TEXT - 1), (1, _SMALL), (1, _SMALL << 32 | _SMALL),
+            (other, (1 << 32) - 8), (0, (1 << 64) - 1),
+        ]  # fmt: skip
+        self._bases, self._masks = np.ascontiguousarray(np.array(kinds, np.uint64).T)
+        shares = np.cumsum(_KINDS)[:-1] * 256
+        self._kinds = np.searchsorted(shares, np.arange(256), "right")
 
     def alloc(self) -> int:
         """The physical address of an object. Raises ENOMEM."""
@@ -73,29 +84,17 @@ class Slab:
     def _others(self, count: int) -> U64Array:
         """What ``count`` objects of others hold, as rows of words."""
         random, width = self._random, self.size // 8
-        data, text, other = _BASES[self._machine.spec.architecture]
-        memory = max(area.end for area in self._machine.spec.ram)
         shape = (count, width)
-        filled = np.clip(random.normal(_FILLED, _SPREAD, (count, 1)), 0.1, 1.0)
-        kind = random.choice(len(_KINDS), shape, p=_KINDS)
-        small = random.integers(1, 1 << 10, shape, np.uint64)
-        words = np.choose(
-            kind,
-            [
-                data + random.integers(0, memory, shape, np.uint64) // 8 * 8,
-                text + random.integers(0, _TEXT, shape, np.uint64),
-                small,
-                small << np.uint64(32) | random.integers(0, 1 << 10, shape, np.uint64),
-                other + random.integers(0, 1 << 32, shape, np.uint64) // 8 * 8,
-                random.integers(0, 1 << 64, shape, np.uint64),
-            ],
-        )
-        words[random.random(shape) >= filled] = 0
+        kind = self._kinds[random.integers(0, 256, shape, np.uint8)]
+        words: U64Array = random.integers(0, 1 << 64, shape, np.uint64)
+        words &= self._masks[kind]
+        words += self._bases[kind]
+        filled = np.clip(random.normal(_FILLED, _SPREAD, (count, 1)), 0.1, 1.0) * 256
+        words[random.integers(0, 256, shape, np.uint8) >= filled] = 0
         state = random.random(count)
         words[state < _EMPTY + _FREE] = 0
         # A free object holds the address of the next one in its middle.
         free = np.flatnonzero((state >= _EMPTY) & (state < _EMPTY + _FREE))
-        words[free, width // 2] = (
-            data + random.integers(0, memory, len(free), np.uint64) // 512 * 512
-        )
-        return np.asarray(words, np.uint64)
+        next_one = random.integers(0, 1 << 64, len(free), np.uint64) & self._masks[0]
+        words[free, width // 2] = self._bases[0] + next_one // self.size * self.size
+        return words

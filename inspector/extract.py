@@ -71,11 +71,15 @@ def extract(
         raise UsageError(f"{out}: exists already; --force replaces it")
     content = content and not redact
     chosen, left = _split(image, content, max_file)
-    ranges = tuple(_ranges(chosen, image.page_size))
+    kept = list(_ranges(chosen, image.page_size))
+    tail = _behind_root(image, kept)
+    ranges = tuple(merged(kept + tail))
     source: PhysicalMemory = image.memory
     if not content:
         overlay = SparseMemory.over(image.memory)
         redaction.scrub(image, overlay, names=redact)
+        for start, size in tail:  # whatever lies there, it is no tree
+            overlay.mark_zero(start, size)
         source = overlay
     notes = _notes(image)
     # What has to be decoded is not decoded twice: digests tell what was read of it.
@@ -136,6 +140,15 @@ def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Clai
         else:
             kept.append(claim)
     return kept, left
+
+
+def _behind_root(image: Image, kept: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pages that a root which says it is longer than a page needs to be read, if not kept."""
+    page, root = image.page_size, image.root
+    size = -(-root.tree.header.totalsize // page) * page - page
+    if size <= 0:
+        return []
+    return intersect(present(image.memory, [(root.address + page, size)]), complement(kept))
 
 
 def _ranges(claims: list[Claim], page: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,8 @@ occurs, so that references still hold.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from abi import boot, fdt
@@ -72,12 +74,25 @@ def _zero_slack(image: Image, overlay: SparseMemory) -> None:
             for start, size in zip(claim.starts.tolist(), claim.sizes.tolist(), strict=True):
                 mark(start, size)
     mark(image.root.address, image.root.tree.header.totalsize)
+    for claim in image.survey.claims:
+        if claim.kind == "boot-params":
+            _mark_boot_params(overlay, int(claim.starts[0]), mark)
     for base, used in keep.items():
         if used.all() or overlay.state(base, page) is not PageState.PRESENT:
             continue
         data = np.frombuffer(overlay.read(base, page), np.uint8).copy()
         data[~used] = 0
         overlay.write(base, data.tobytes())
+
+
+def _mark_boot_params(overlay: SparseMemory, params: int, mark: Callable[[int, int], None]) -> None:
+    """What leads to the hand-over record, and the map of RAM; no names are in either."""
+    mark(params + boot.HDRS_OFFSET, len(boot.HDRS_MAGIC))
+    mark(params + boot.SETUP_DATA_OFFSET, 8)
+    mark(params + boot.E820_COUNT_OFFSET, 1)
+    if overlay.state(params, 0x1000) is PageState.PRESENT:
+        count = min(overlay.read(params + boot.E820_COUNT_OFFSET, 1)[0], boot.E820_MAX)
+        mark(params + boot.E820_TABLE_OFFSET, 20 * count)
 
 
 def _seeds(image: Image, overlay: SparseMemory, names: bool) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 import kho
 from inspector import extract as extracts
+from inspector import image as images
 from inspector import memory as memories
 from inspector.device_tables.claims import claim_tables
 from inspector.extract import ExtractError, extract
 from inspector.image import Image
+from inspector.kernel import faults, scenario
 from inspector.memory import ranges
 from inspector.memory.base import PageState
 from inspector.memory.elfcore import write_core
@@ -176,3 +178,22 @@ def test_differences_are_found() -> None:
     assert ranges.first_difference(one, other, [(0x8000, 0x4000)]) == 0xB008
     other.exclude(0x3000, 4096)
     assert ranges.first_difference(one, other, everything) == 0x3000
+
+
+@pytest.mark.parametrize("options", [{}, {"content": False}, {"redact": True}])
+@pytest.mark.parametrize(
+    "fault",
+    ["handover-fdt-size-zero", "handover-scratch-size-zero", "handover-scratch-partial-entry",
+     "root-total-size"],
+)  # fmt: skip
+def test_broken_images_can_be_extracted(
+    fault: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    """They are what bug reports are about: what leads to a broken record is kept."""
+    made = scenario.load("linux-6.17").run()
+    faults.inject(made, fault)
+    with images.open(made.memory) as image:
+        extract(image, tmp_path / "out.elf", **options)  # type: ignore[arg-type]
+        ram = image.ram
+    with kho.open(tmp_path / "out.elf") as again:
+        assert again.ram == ram, "the map of RAM is lost"

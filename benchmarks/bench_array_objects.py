@@ -14,15 +14,7 @@ import numpy as np
 
 from abi import registry
 from abi.iommu import ArrayKind, IommuGeneration
-from benchmarks.common import (
-    MappedFile,
-    Result,
-    compare,
-    compile_c,
-    fresh_memory,
-    map_file,
-    work_directory,
-)
+from benchmarks.common import MappedFile, Result, compare, compile_c, map_file, work_directory
 from inspector import memory
 from inspector.memory.base import PhysicalMemory
 from inspector.survey import Survey
@@ -100,20 +92,14 @@ def run() -> list[Result]:
     assert isinstance(generation, IommuGeneration)
     units, domains, devices = generation.arrays
     return [
-        # As a command meets it, which decodes once.
-        _bench(library, units, 0, _LIMIT, fresh=True),
-        _bench(library, devices, 1, _LIMIT, fresh=True),
-        _bench(library, domains, 2, None, fresh=True),
-        # Into memory that is there already, the chain and its cache misses weigh more.
-        _bench(library, units, 0, None),
-        _bench(library, devices, 1, None),
+        _bench(library, units, 0, _LIMIT),
+        _bench(library, devices, 1, _LIMIT),
+        # Following the chain weighs more where a page holds less: no limit.
         _bench(library, domains, 2, None),
     ]
 
 
-def _bench(
-    library: ctypes.CDLL, kind: ArrayKind, seed: int, limit: float | None, *, fresh: bool = False
-) -> Result:
+def _bench(library: ctypes.CDLL, kind: ArrayKind, seed: int, limit: float | None) -> Result:
     base, source, first = _image(kind, seed)
     size = kind.objects.size
     check = True
@@ -147,6 +133,5 @@ def _bench(
         check = False
         return theirs == (len(ours), hash(ours.records.tobytes() + ours.addresses.tobytes()))
 
-    name = f"array_objects, {size} B" + ", fresh memory" * fresh
-    fresh_memory(fresh)
+    name = f"array_objects, {size} B"
     return compare(name, in_python, in_c, equal=equal, limit=limit, rounds=25, cpu=True)

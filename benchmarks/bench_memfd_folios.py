@@ -13,14 +13,7 @@ import random
 
 import numpy as np
 
-from benchmarks.common import (
-    Result,
-    compare,
-    compile_c,
-    fresh_memory,
-    map_file,
-    work_directory,
-)
+from benchmarks.common import Result, compare, compile_c, map_file, work_directory
 from inspector import memory
 from inspector.survey import Survey
 from inspector.walk.vmalloc import FolioColumns, Vmalloc, folio_columns
@@ -122,11 +115,8 @@ def run() -> list[Result]:
     with memory.open(path) as source:
         results = [
             compare("memfd folios, gather to columns", primitive, primitive_in_c),
-            compare("memfd folios, decoder", decoder, decoder_in_c),
+            compare("memfd folios, decoder", decoder, decoder_in_c, limit=1.25),
         ]
-        fresh_memory(True)
-        name = "memfd folios, decoder, fresh memory"
-        results.append(compare(name, decoder, decoder_in_c, limit=1.25))
     if not np.array_equal(columns, c_columns):
         raise AssertionError("the columns differ")
     return results

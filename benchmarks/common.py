@@ -3,10 +3,6 @@
 A bench compiles its C baseline with ``cc -O2 -march=native``, runs both contestants in
 turn for several rounds, compares what they computed, and reports the ratio of the
 medians: times differ between machines and hours, ratios hardly do.
-
-Both contestants allocate from the same allocator. Left alone, it bills a run for fresh pages
-by how much the other one freed before it, and in a virtual machine a fresh page costs more
-than filling it. So it is told either to keep what is freed, or to give it all back.
 """
 
 from __future__ import annotations
@@ -29,8 +25,6 @@ from pathlib import Path
 #: Rounds of each contestant; the medians of them are compared.
 ROUNDS = 9
 MIN_ROUNDS = 7
-#: From <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class NotMeasurableError(Exception):
@@ -75,7 +69,6 @@ def work_directory() -> Path:
 
 def compile_c(source: str) -> ctypes.CDLL:
     """Compile C with the machine's compiler and load it. Raises NotMeasurableError."""
-    fresh_memory(False)
     compiler = os.environ.get("CC", "cc")
     stem = work_directory() / hashlib.sha256(source.encode()).hexdigest()[:16]
     library = stem.with_suffix(".so")
@@ -98,18 +91,6 @@ def compile_c(source: str) -> ctypes.CDLL:
         except subprocess.CalledProcessError as error:
             raise NotMeasurableError(f"the C compiler failed: {error.stderr[:400]}") from None
     return ctypes.CDLL(str(library))
-
-
-def fresh_memory(fresh: bool) -> None:
-    """Whether what is allocated from now on is fresh from the kernel, or what was freed before.
-
-    For large blocks, and for all that share the C library's malloc: C, Python and numpy (which
-    asks for huge pages).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc, or one that knows its options
-        mallopt(_M_MMAP_THRESHOLD, 128 << 10 if fresh else 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 128 << 10 if fresh else 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ Progress = Callable[[int], None]
 
 _CHUNK = 64 << 20
 #: After so many bytes, the pages of a mapped image are given back.
-_RELEASE = 64 << 20
+_RELEASE = 768 << 20
 #: Up to so many words of a piece are compared one by one.
 _FEW = 16
 

@@ -72,6 +72,12 @@ def extract(
     content = content and not redact
     chosen, left = _split(image, content, max_file)
     kept = list(_ranges(chosen, image.page_size))
+    if image.survey.looked:
+        # What a form was told by is kept, so that it is told the same way again.
+        looked = merged(_ranges(image.survey.looked, image.page_size))
+        left_out = merged(_ranges(left, image.page_size))
+        kept += intersect(intersect(present(image.memory), looked), complement(left_out))
+        kept = merged(kept)
     tail = _behind_root(image, kept)
     ranges = tuple(merged(kept + tail))
     source: PhysicalMemory = image.memory
@@ -104,7 +110,8 @@ def extract(
         digests=digests,
         verify=verify,
     )
-    return Extract(sum(size for _, size in ranges), left, ranges)
+    bytes_left = sum(int(claim.sizes.sum()) for claim in left)
+    return Extract(sum(size for _, size in ranges), bytes_left, ranges)
 
 
 def reached(image: Image) -> tuple[tuple[int, int], ...]:
@@ -126,17 +133,17 @@ def _notes(image: Image) -> dict[str, str]:
     }
 
 
-def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Claim], int]:
-    """The claims to keep, and the bytes of the others."""
+def _split(image: Image, content: bool, max_file: int | None) -> tuple[list[Claim], list[Claim]]:
+    """The claims to keep, and the others."""
     large = {
         path for path, file in image.folio_files() if max_file is not None and file.size > max_file
     }
     claim_tables(image)
     kept: list[Claim] = []
-    left = 0
+    left: list[Claim] = []
     for claim in image.survey.claims:
         if claim.kind in CONTENT and (not content or claim.owner in large):
-            left += int(claim.sizes.sum())
+            left.append(claim)
         else:
             kept.append(claim)
     return kept, left
@@ -184,8 +191,11 @@ def _pages(claims: list[Claim], page: int) -> tuple[U64Array, U64Array]:
     """(starts, ends) of the pages of some claims; what goes on where the last ended is merged."""
     mask = np.uint64(page - 1)
     starts = np.concatenate([claim.starts for claim in claims])
-    ends = (starts + np.concatenate([claim.sizes for claim in claims]) + mask) & ~mask
+    sizes = np.concatenate([claim.sizes for claim in claims])
+    # Claims may be of any address and size; nothing is stored in the last page of all.
+    whole = (np.minimum(sizes, np.uint64(1 << 63)) + (starts & mask) + mask) & ~mask
     starts &= ~mask
+    ends = starts + np.minimum(whole, ~mask - starts)
     first = np.flatnonzero(np.concatenate(([True], starts[1:] != ends[:-1])))
     return starts[first], ends[np.append(first[1:] - 1, len(ends) - 1)]
 

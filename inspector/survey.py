@@ -67,6 +67,8 @@ class Survey:
     findings: Findings = field(default_factory=Findings)
     placed: list[Placed] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    #: What was read only to tell which form something has.
+    looked: list[Claim] = field(default_factory=list)
     #: Pages a walker wanted and the image lacks: (address, object path).
     holes: list[tuple[int, str]] = field(default_factory=list)
     #: Pages (or sub-page objects) already used as a list node -> by whom.
@@ -163,6 +165,7 @@ class Survey:
         self.findings.extend(other.findings)
         self.placed += other.placed
         self.claims += other.claims
+        self.looked += other.looked
         self.holes += other.holes[: 65536 - len(self.holes)]
         self.nodes.update(other.nodes)
 

@@ -80,6 +80,7 @@ def _judge(
         state = walk_vm(trial, generation, address, "/trial", likely.preserved)
         if state is not None:
             states.append(state)
+            survey.looked += trial.claims
             for finding in trial.findings.items:
                 met.setdefault(finding.code, finding.message)
     evidence.constraint("every struct can be read", len(states) == len(addresses))

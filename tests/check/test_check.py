@@ -12,6 +12,7 @@ import kho
 from inspector.check import catalogue, check, explain
 from inspector.decode import decode
 from inspector.findings import Severity
+from inspector.extract import extract
 from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.kernel.faults import FAULTS, Inapplicable, inject
@@ -78,7 +79,8 @@ def broken(fault: str) -> tuple[str, Image]:
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_every_fault_is_caught(fault: str) -> None:
+def test_every_fault_is_caught(fault: str, tmp_path: Path) -> None:
+    """And what has it can be sent to others: an extract is compared before it is there."""
     if fault in NEEDS_THE_MACHINE:
         pytest.skip(NEEDS_THE_MACHINE[fault])
     if fault in LEAVES_NO_ROOT:
@@ -89,6 +91,7 @@ def test_every_fault_is_caught(fault: str) -> None:
     least = Severity.INFO if fault in HARMLESS else Severity.WARNING
     found = {f.code for f in check(image, at_least=least).findings} - quiet(name)
     assert found, FAULTS[fault].doc
+    assert extract(image, str(tmp_path / "out.elf"), content=False).ranges
 
 
 def test_the_catalogue_explains_every_code_that_can_be_reported() -> None:

@@ -11,8 +11,8 @@ import pytest
 import kho
 from inspector.check import catalogue, check, explain
 from inspector.decode import decode
-from inspector.findings import Severity
 from inspector.extract import extract
+from inspector.findings import Severity
 from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.kernel.faults import FAULTS, Inapplicable, inject

@@ -215,6 +215,7 @@ class Kernel:
         from inspector.kernel.inheritance import Inheritance
 
         inheritance = Inheritance(consumer)
+        _forget(consumer)
         areas = tuple((base, size) for base, size in consumer.scratch)
         spec = replace(spec, scratch_areas=areas, seed=spec.seed + 1)
         machine = Machine(
@@ -374,3 +375,13 @@ def _boot(
     for region in placed:
         machine.memory.mark_zero(region.start, -(-region.size // spec.page_size) * spec.page_size)
     return machine, placed
+
+
+def _forget(consumer: Consumer) -> None:
+    """What the consumer was booted with is freed: nobody may take it for the next kernel's."""
+    memory, kept, page = consumer.memory, consumer.retained, consumer.state.view.page_size
+    shift = page.bit_length() - 1
+    for record in consumer.state.location.handovers:
+        for at in (record.address, record.parent):
+            if at is not None and at >> shift not in kept:
+                memory.exclude(at >> shift << shift, page)

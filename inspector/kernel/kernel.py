@@ -29,6 +29,7 @@ from inspector.kernel import clients, handover
 from inspector.kernel.clients import KhoTest, ReserveMem
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.file_handler import ConstantFlb
+from inspector.kernel.frames import FrameSet
 from inspector.kernel.handover import Segments
 from inspector.kernel.hardware import format_bdf
 from inspector.kernel.hugetlb import HugeMemfd, HugeMemfdHandler, HugetlbFlb
@@ -215,12 +216,11 @@ class Kernel:
         from inspector.kernel.inheritance import Inheritance
 
         inheritance = Inheritance(consumer)
-        _forget(consumer)
+        held = consumer.retained
+        _forget(consumer, held)
         areas = tuple((base, size) for base, size in consumer.scratch)
         spec = replace(spec, scratch_areas=areas, seed=spec.seed + 1)
-        machine = Machine(
-            spec, scratch_align=spec.page_size, memory=consumer.memory, held=consumer.retained
-        )
+        machine = Machine(spec, scratch_align=spec.page_size, memory=consumer.memory, held=held)
         revived = consumer.clients.reserve_mem
         kernel = cls(
             consumer.kernel,
@@ -377,11 +377,11 @@ def _boot(
     return machine, placed
 
 
-def _forget(consumer: Consumer) -> None:
+def _forget(consumer: Consumer, held: FrameSet) -> None:
     """What the consumer was booted with is freed: nobody may take it for the next kernel's."""
-    memory, kept, page = consumer.memory, consumer.retained, consumer.state.view.page_size
+    memory, page = consumer.memory, consumer.state.view.page_size
     shift = page.bit_length() - 1
     for record in consumer.state.location.handovers:
         for at in (record.address, record.parent):
-            if at is not None and at >> shift not in kept:
+            if at is not None and at >> shift not in held:
                 memory.exclude(at >> shift << shift, page)

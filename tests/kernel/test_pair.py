@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import initialize, rule
+from user_space import UserSpace
 
 from inspector.findings import Outcome
 from inspector.kernel import faults
@@ -17,7 +16,6 @@ from inspector.kernel.consumer import Consumer, boot
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.frames import FrameSet
 from inspector.kernel.kernel import Kernel, KhoTestSpec
-from inspector.kernel.luo import Session
 from inspector.kernel.machine import GiB, MachineSpec, small_machine
 from inspector.kernel.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, MemfdHandler
 from inspector.kernel.memory_file import RestoredMemfd
@@ -42,7 +40,7 @@ NUMBERS = st.integers(0, 99)
 NAMES = st.sampled_from("abc")
 
 
-class Pair(RuleBasedStateMachine):
+class Pair(UserSpace):
     """User space on a machine that is updated again and again, and a model of its files."""
 
     @initialize(
@@ -73,22 +71,6 @@ class Pair(RuleBasedStateMachine):
         if not self.content:
             self.content[self.kernel.memfd()] = bytearray()
         return list(self.content)[number % len(self.content)]
-
-    def session(self, name: str) -> Session:
-        """A session of this kernel, made if there is none of the name."""
-        try:
-            return self.kernel.luo.session(name)
-        except KernelErrno:
-            return self.kernel.luo.create_session(name)
-
-    def attempt(self, change: Callable[[], object], *errors: str) -> bool:
-        """Whether an operation succeeded; only the errors named are right."""
-        try:
-            change()
-        except KernelErrno as error:
-            assert error.name in errors
-            return False
-        return True
 
     @rule(huge=st.booleans(), size=st.integers(0, 3 * MiB))
     def open(self, huge: bool, size: int) -> None:

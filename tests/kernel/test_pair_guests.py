@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import initialize, rule
 from meaning import found_by, meant_by
 from page_accounts import check_pages
+from user_space import UserSpace
 
 from inspector import check
 from inspector import image as decoded_image
@@ -21,7 +21,6 @@ from inspector.kernel.errno import KernelErrno
 from inspector.kernel.hugetlb import HugeMemfd
 from inspector.kernel.kernel import Kernel
 from inspector.kernel.kvm import AttributeRange, GuestMemfd, KvmVcpu, KvmVm
-from inspector.kernel.luo import Session
 from inspector.kernel.machine import GiB, small_machine
 from inspector.kernel.tmpfs import TmpfsMount
 
@@ -38,7 +37,7 @@ NUMBERS = st.integers(0, 99)
 NAMES = st.sampled_from("ab")
 
 
-class GuestPair(RuleBasedStateMachine):
+class GuestPair(UserSpace):
     """User space with machines, their memory and more, updated again and again."""
 
     @initialize(
@@ -59,24 +58,6 @@ class GuestPair(RuleBasedStateMachine):
         self.files: list[Any] = []
         self.kernel = Kernel(name, spec)
         self.base = self.blocks()
-
-    def blocks(self) -> set[tuple[int, int]]:
-        """(first frame, order) of everything that is preserved."""
-        return {(int(f), o) for o, frames in self.kernel.kho.map.blocks() for f in frames.tolist()}
-
-    def session(self, name: str) -> Session:
-        try:
-            return self.kernel.luo.session(name)
-        except KernelErrno:
-            return self.kernel.luo.create_session(name)
-
-    def attempt(self, change: Callable[[], object], *errors: str) -> bool:
-        try:
-            change()
-        except KernelErrno as error:
-            assert error.name in errors, error
-            return False
-        return True
 
     def pick(self, number: int, kind: type) -> Any:
         found = [f for f in self.files if type(f) is kind]

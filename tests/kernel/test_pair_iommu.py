@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import initialize, rule
 from meaning import found_by, meant_by
 from page_accounts import check_pages
+from user_space import UserSpace
 
 from abi.pagetable import READ_WRITE, Permission
 from inspector import check
@@ -57,7 +58,7 @@ PROFILES = (
 ARM = ("linux-7.2+iommu-smmuv3", "linux-7.3+iommu-vw")
 
 
-class IommuPair(RuleBasedStateMachine):
+class IommuPair(UserSpace):
     """User space with iommufds, address spaces, page tables and devices, and a model of them."""
 
     @initialize(
@@ -105,19 +106,6 @@ class IommuPair(RuleBasedStateMachine):
         self.memory.truncate(PAGES * self.page)
         self.memory.add_seals(DMA_SEALS)
         self.content: dict[int, bytes] = {}
-
-    def blocks(self) -> set[tuple[int, int]]:
-        """(first frame, order) of everything that is preserved."""
-        return {(int(f), o) for o, frames in self.kernel.kho.map.blocks() for f in frames.tolist()}
-
-    def attempt(self, change: Callable[[], object], *errors: str) -> bool:
-        """Whether an operation succeeded; only the errors named are right."""
-        try:
-            change()
-        except KernelErrno as error:
-            assert error.name in errors, error
-            return False
-        return True
 
     def refused(self, change: Callable[[], object], error: str) -> None:
         """An operation must fail so, and leave what is preserved as it is."""

@@ -13,6 +13,7 @@ import json
 import os
 import selectors
 import socket
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class Machine:
         inherit = [ram.fd, *pass_fds, *(s.fileno() for s in theirs)]
         listener = None
         command = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-S"]  # a machine may die at once: not before anybody can hear of it
         command += ["-machine", f"pc,accel={accel},memory-backend=ram", "-smp", "1"]
         command += ["-cpu", "host" if accel == "kvm" else "qemu64"]
         command += ["-m", f"{ram.size}B"]
@@ -164,9 +166,19 @@ class Machine:
             self._last_cpu = 0.0
             self._qmp_receive("QMP")
             self.qmp("qmp_capabilities")
+            self._start()
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> None:
+        try:
+            self.qmp("cont")
+        except LabError as error:
+            try:  # it may be dead already, which next_event says
+                self._child.wait(5)
+            except subprocess.TimeoutExpired:
+                raise error from None
 
     def __enter__(self) -> Self:
         return self

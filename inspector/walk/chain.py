@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
 from abi.block import KHO_MAX_BLOCKS, kho_block_header_ser
 from abi.schema import Struct
-from inspector.memory.base import MemoryFault, U8Array, U64Array
+from inspector.memory.base import MemoryFault, Span, U8Array, U64Array
 from inspector.survey import Survey
 
 _EMPTY = np.empty(0, np.uint64)
-#: Pointers followed before the pages are checked against those met before.
-_STRIDE = 4096
+#: Pointers followed before they are checked: at first, and at most.
+_SHORT, _STRIDE = 64, 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +37,7 @@ def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) 
     ``limit`` bounds the number of pages (default: the survey's budget). Anomalies become
     findings ``KHO-LST-*`` and ``KHO-MEM-*``; the pages before them are returned.
     """
-    pages: list[int] = []
+    pages = array("Q")
     limit = limit or survey.max_nodes
     read, at = survey.memory.read, first
     while at:
@@ -60,12 +61,11 @@ def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) 
     return Chain(_column(pages), True)
 
 
-def _column(pages: list[int]) -> U64Array:
-    # Faster than np.array, which looks at each number first.
-    return np.frombuffer(array("Q", pages), np.uint64) if pages else _EMPTY
+def _column(pages: array[int]) -> U64Array:
+    return np.frombuffer(pages, np.uint64) if pages else _EMPTY
 
 
-def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) -> int:
+def _stride(survey: Survey, at: int, path: str, pages: array[int], limit: int) -> int:
     """Follow pointers inside the piece of memory around ``at`` as long as nothing is odd.
 
     Appends to ``pages``; returns the pointer where it stopped: 0, one that leads out of the
@@ -75,24 +75,63 @@ def _stride(survey: Survey, at: int, path: str, pages: list[int], limit: int) ->
     if span is None:
         return at
     nodes, mask = survey.nodes, survey.page_size - 1
-    start, end, words = span.start, span.end, span.words
-    low = start or 1
+    # Short at first: what is read behind an odd pointer is never more than what was sound.
+    stride = _SHORT
     while at:
-        room = min(_STRIDE, limit - len(pages), survey.max_nodes - len(nodes))
-        first, fresh = at, []
-        for _ in range(room):
-            if at & mask or at < low or at >= end:
-                break
-            fresh.append(at)
-            at = words[at - start >> 3]
+        room = min(stride, limit - len(pages), survey.max_nodes - len(nodes))
+        fresh, behind = _hops(span, at, room)
+        column = array("Q", fresh)
+        sound = _sound(column, span, mask)
+        if sound < len(fresh):
+            behind = fresh[sound]
+            del fresh[sound:], column[sound:]
         if not fresh:
             break
         met = dict.fromkeys(fresh, path)
         if len(met) < len(fresh) or not nodes.keys().isdisjoint(met.keys()):
-            return first
+            break
+        # The smaller into the larger: most often there is nothing to copy.
+        if len(met) > len(nodes):
+            met, nodes = nodes, met
+            survey.nodes = nodes
         nodes.update(met)
-        pages += fresh
+        pages.extend(column)
+        at, stride = behind, _STRIDE
     return at
+
+
+def _hops(span: Span, at: int, room: int) -> tuple[list[int], int]:
+    """Up to ``room`` pointers from ``at`` on, and the one behind them; checked by nobody yet.
+
+    A pointer below the piece reads a word counted from its end, as lists do in Python: it is
+    among those returned, and what follows it is junk.
+    """
+    words, start = span.words, span.start
+    hops: list[int] = []
+    append = hops.append
+    try:
+        for _ in repeat(None, room):
+            append(at)
+            at = words[at - start >> 3]
+            if not at:
+                break
+    except IndexError:
+        hops.pop()
+    return hops, at
+
+
+def _sound(hops: array[int], span: Span, mask: int) -> int:
+    """How many pointers, up to the first odd one, are to pages inside the piece."""
+    start, end = span.start, span.end
+    if len(hops) <= _SHORT:
+        for i, at in enumerate(hops):
+            if at & mask or not start <= at < end:
+                return i
+        return len(hops)
+    column = np.frombuffer(hops, np.uint64)
+    inside = column - np.uint64(start)  # wraps for what lies below
+    odd = (column & np.uint64(mask) != 0) | (inside >= np.uint64(end - start))
+    return int(np.argmax(odd)) if odd.any() else len(hops)
 
 
 @dataclass(slots=True, eq=False)

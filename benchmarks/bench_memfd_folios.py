@@ -1,6 +1,6 @@
 """1,000,000 folio entries of a memory file, out of vmalloc pages into columns.
 
-The pages are scattered; they are gathered 64 at a time into one buffer, and the fields go
+The pages are scattered; they are gathered a batch at a time into one buffer, and the fields go
 from there into columns. First the primitive alone, into two columns that are there
 already, then the decoder as it is used (frame number, flags, index), where both sides
 allocate their columns.
@@ -16,11 +16,11 @@ import numpy as np
 from benchmarks.common import Result, compare, compile_c, map_file, work_directory
 from inspector import memory
 from inspector.survey import Survey
-from inspector.walk.vmalloc import FolioColumns, Vmalloc, folio_columns
+from inspector.walk.vmalloc import BATCH, FolioColumns, Vmalloc, folio_columns
 
 _FOLIOS = 1_000_000
 _PER_PAGE = 256
-_AT_ONCE = 64
+_AT_ONCE = BATCH
 _IMAGE_PAGES = 1 << 14
 
 _SOURCE = r"""

@@ -178,7 +178,8 @@ class FolioColumns:
 
 
 PFN_MASK = np.uint64((1 << 52) - 1)
-_SHIFT = np.uint64(52)
+#: The 12 flag bits of an entry's first word, in the uppermost 16.
+_FLAGS_SHIFT = 4
 
 
 def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> FolioColumns:
@@ -197,10 +198,12 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
         n = min(rows.size // 16, held - first)
         words = rows.reshape(-1)[: n * 16].view("<u8").reshape(n, 2)
         end = filled + n
-        # Copied first, then computed with: numpy is slow with what is not side by side.
-        frames = pfn[filled:end]
+        # Copied first, then computed with: numpy is slow with what is not side by side, and
+        # with what changes its type on the way.
+        frames, bits = pfn[filled:end], flags[filled:end]
         frames[:] = words[:, 0]
-        np.right_shift(frames, _SHIFT, out=flags[filled:end], casting="unsafe")
+        bits[:] = words.view("<u2")[:, 3]
+        bits >>= _FLAGS_SHIFT
         frames &= PFN_MASK
         index[filled:end] = words[:, 1]
         kept.append((first, n))

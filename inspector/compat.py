@@ -1,8 +1,8 @@
 """What would this kernel do with that image? Verdicts for images, pairs of kernels, matrices.
 
-A verdict comes from bytes: the consumer of :mod:`inspector.kernel.consumer` takes the image over
-as the kernel would. For a pair of kernels the image is one that the simulated producer makes: a
-small machine with every kind of state that the producer knows.
+A verdict comes from bytes: the consumer of :mod:`inspector.kernel.incoming.consumer` takes the
+image over as the kernel would. For a pair of kernels the image is one that the simulated producer
+makes: a small machine with every kind of state that the producer knows.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from abi.errors import KhoError, UsageError
 from abi.registry import Generation
 from abi.schema import resolve
 from inspector.findings import Outcome
-from inspector.kernel.consumer import Result, consume
-from inspector.kernel.early_scratch import INITRD_SIZE, KERNEL_SIZE
-from inspector.kernel.hardware import Hardware
-from inspector.kernel.kernel import Image
+from inspector.kernel.incoming.consumer import Result, consume
+from inspector.kernel.incoming.early_scratch import INITRD_SIZE, KERNEL_SIZE
+from inspector.kernel.machine.hardware import Hardware
 from inspector.kernel.outcome import Reason, status, worst
+from inspector.kernel.outgoing.kernel import Image
 from inspector.kernel.profile import KernelProfile, released
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.profile_file import Target

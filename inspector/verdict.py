@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from inspector.findings import Finding, Outcome
-from inspector.kernel.consumer import Result
-from inspector.kernel.incoming import FileEntry, SessionEntry
-from inspector.kernel.memory_file import RestoredFolios, RestoredMemfd
+from inspector.kernel.incoming.consumer import Result
+from inspector.kernel.incoming.luo import FileEntry, SessionEntry
+from inspector.kernel.incoming.memory_file import RestoredFolios, RestoredMemfd
 from inspector.kernel.outcome import Reason
 from inspector.text import display, name_text
 

@@ -31,7 +31,7 @@ from inspector.cli.consume import (
 
 if TYPE_CHECKING:
     from inspector.compat import Options, Verdict
-    from inspector.kernel.hardware import Hardware
+    from inspector.kernel.machine.hardware import Hardware
 
 
 def compat(
@@ -79,7 +79,7 @@ def compat(
     if not matrix and not to:
         raise UsageError("--to is missing: for which kernel?")
     from inspector import compat as judge
-    from inspector.kernel import early_scratch as early
+    from inspector.kernel.incoming import early_scratch as early
 
     options = judge.Options(
         root=address(root),

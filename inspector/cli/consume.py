@@ -23,8 +23,8 @@ from inspector.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from inspector.kernel.consumer import Result
-    from inspector.kernel.hardware import Hardware
+    from inspector.kernel.incoming.consumer import Result
+    from inspector.kernel.machine.hardware import Hardware
 
 KernelSizeOption = Annotated[
     str | None,
@@ -92,8 +92,8 @@ def consume(
     machine = find_hardware(hardware)
     with open_memory(image, regions) as memory:
         from inspector import verdict
-        from inspector.kernel import consumer
-        from inspector.kernel import early_scratch as early
+        from inspector.kernel.incoming import consumer
+        from inspector.kernel.incoming import early_scratch as early
         from inspector.kernel.profile_file import find
 
         target = find(as_, with_ or [])
@@ -122,8 +122,8 @@ def _user_space(
     result: Result, sessions: list[str] | None, tokens: list[str] | None, finish_: bool
 ) -> None:
     """What is asked for, else everything. Raises UsageError for what is not in the image."""
-    from inspector.kernel.consumer import use_devices
     from inspector.kernel.errno import KernelErrno
+    from inspector.kernel.incoming.consumer import use_devices
     from inspector.text import name_bytes
 
     wanted = {address(token, "a token") for token in tokens or ()}
@@ -164,7 +164,7 @@ def find_hardware(name: str | None) -> Hardware | None:
     """The machine that ``--hardware`` names. Raises UsageError."""
     if name is None:
         return None
-    from inspector.kernel import hardware_file
+    from inspector.kernel.scenario import hardware_file
 
     return hardware_file.load(name)
 
@@ -173,7 +173,7 @@ def size(text: str | None, default: int) -> int:
     """``3M``, ``512K`` or bytes. Raises UsageError."""
     if text is None:
         return default
-    from inspector.kernel.scenario_file import parse_size
+    from inspector.kernel.toml_file import parse_size
 
     try:
         return parse_size(text)

@@ -45,7 +45,7 @@ def simulate(
     from dataclasses import replace
 
     from inspector.kernel import scenario as scenarios
-    from inspector.kernel.kernel import Moment
+    from inspector.kernel.outgoing.kernel import Moment
     from inspector.memory.elfcore import write_core
 
     if moment is not None and moment not in list(Moment):

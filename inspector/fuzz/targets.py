@@ -117,7 +117,7 @@ def extract(base: Base) -> None:
 
 def compat(base: Base) -> None:
     """The simulated consumers of three releases boot the image."""
-    from inspector.kernel.consumer import consume
+    from inspector.kernel.incoming.consumer import consume
 
     for kernel in ("linux-7.3", "linux-7.1", "linux-6.18"):
         consume(base.memory, kernel, root=base.root)

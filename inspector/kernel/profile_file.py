@@ -28,7 +28,7 @@ from abi import registry
 from abi.errors import UsageError
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.profile import profile as find_profile
-from inspector.kernel.scenario_file import Document, ScenarioError
+from inspector.kernel.toml_file import Document, ScenarioError
 
 #: What a kernel does about state it cannot read, by situation; the first is what released
 #: kernels and the posted series do.

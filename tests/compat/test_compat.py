@@ -14,7 +14,7 @@ from inspector import compat, memory
 from inspector.cli.app import app
 from inspector.findings import Outcome
 from inspector.kernel.profile_file import find, parse
-from inspector.kernel.scenario_file import ScenarioError
+from inspector.kernel.toml_file import ScenarioError
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 MEASURED = {

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inspector.kernel.file_handler import FileHandler, Flb
-from inspector.kernel.kernel import Image, Kernel
-from inspector.kernel.kho import Kho
-from inspector.kernel.luo import Session
 from inspector.kernel.machine import small_machine
+from inspector.kernel.outgoing.file_handler import FileHandler, Flb
+from inspector.kernel.outgoing.kernel import Image, Kernel
+from inspector.kernel.outgoing.kho import Kho
+from inspector.kernel.outgoing.luo import Session
 from inspector.memory.sparse import SparseMemory
 from inspector.survey import Survey
 

@@ -31,14 +31,14 @@ from inspector.findings import Outcome, Severity
 from inspector.image import Image
 from inspector.image import open as open_image
 from inspector.kernel import scenario
-from inspector.kernel.consumer import consume
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.hugetlb import HugeMemfd
-from inspector.kernel.kvm import GuestMemfd, KvmVcpu, KvmVm
-from inspector.kernel.memfd import pattern_bytes
+from inspector.kernel.incoming.consumer import consume
+from inspector.kernel.outgoing.hugetlb import HugeMemfd
+from inspector.kernel.outgoing.kvm import GuestMemfd, KvmVcpu, KvmVm
+from inspector.kernel.outgoing.memfd import pattern_bytes
+from inspector.kernel.outgoing.tmpfs import TmpfsMount
 from inspector.kernel.profile import profile as find_profile
 from inspector.kernel.profile_file import find as find_target
-from inspector.kernel.tmpfs import TmpfsMount
 from inspector.memory.sparse import SparseMemory
 from specs import HugetlbLuo, KvmLuo
 from specs.follow import Follower
@@ -481,7 +481,7 @@ def test_taken_over(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_files_nobody_retrieves_are_freed(name: str) -> None:
-    from inspector.kernel.consumer import boot
+    from inspector.kernel.incoming.consumer import boot
 
     chosen = scenario.load(name)
     image = chosen.run()
@@ -535,8 +535,8 @@ def test_what_cannot_be_taken_over() -> None:
 
 
 def test_what_the_producer_refuses() -> None:
-    from inspector.kernel.kernel import Kernel
     from inspector.kernel.machine import small_machine
+    from inspector.kernel.outgoing.kernel import Kernel
 
     kernel = Kernel("linux-7.3+kvm-caretaker+hugetlb", small_machine(huge_pages=((9, 2),)))
     session, other = kernel.luo.create_session("a"), kernel.luo.create_session("b")

@@ -9,23 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from inspector import pagetable
-from inspector.kernel.consumer import Result
-from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
-from inspector.kernel.guest_files import (
+from inspector.kernel.incoming.consumer import Result
+from inspector.kernel.incoming.device_files import RestoredIommufd, RestoredVfio
+from inspector.kernel.incoming.guest_files import (
     RestoredGuestMemfd,
     RestoredHugeMemfd,
     RestoredMount,
     RestoredVcpu,
     RestoredVm,
 )
-from inspector.kernel.hugetlb import HugeMemfd
-from inspector.kernel.iommufd import Iommufd
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.kvm import GuestMemfd, KvmVcpu, KvmVm
-from inspector.kernel.memfd import Memfd
-from inspector.kernel.memory_file import RestoredFolios, RestoredMemfd
-from inspector.kernel.tmpfs import TmpfsMount
-from inspector.kernel.vfio import VfioDevice
+from inspector.kernel.incoming.memory_file import RestoredFolios, RestoredMemfd
+from inspector.kernel.outgoing.hugetlb import HugeMemfd
+from inspector.kernel.outgoing.iommufd import Iommufd
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.kvm import GuestMemfd, KvmVcpu, KvmVm
+from inspector.kernel.outgoing.memfd import Memfd
+from inspector.kernel.outgoing.tmpfs import TmpfsMount
+from inspector.kernel.outgoing.vfio import VfioDevice
 
 # -- what a scenario asked for, out of the objects of the first kernel ----------------------------
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.kernel.consumer import Consumer
-from inspector.kernel.frames import frames_of
-from inspector.kernel.guest_files import RestoredVm
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.memory_file import RestoredFolios
-from inspector.kernel.vtd import VtdUnit
+from inspector.kernel.incoming.consumer import Consumer
+from inspector.kernel.incoming.guest_files import RestoredVm
+from inspector.kernel.incoming.memory_file import RestoredFolios
+from inspector.kernel.machine.frames import frames_of
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.vtd import VtdUnit
 
 
 def check_pages(before: Kernel, consumer: Consumer) -> None:

@@ -12,9 +12,9 @@ from inspector.check import check
 from inspector.decode import decode
 from inspector.findings import Outcome, Severity
 from inspector.image import Image
-from inspector.kernel.consumer import consume
-from inspector.kernel.kernel import Kernel
+from inspector.kernel.incoming.consumer import consume
 from inspector.kernel.machine import MachineSpec, Ram
+from inspector.kernel.outgoing.kernel import Kernel
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.folio_file import read_content
 

@@ -12,8 +12,8 @@ import pytest
 from inspector import memory
 from inspector.findings import Outcome
 from inspector.kernel import faults, scenario
-from inspector.kernel.consumer import boot, consume
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.incoming.consumer import boot, consume
 from inspector.kernel.profile import RELEASES
 from inspector.memory.sparse import SparseMemory
 

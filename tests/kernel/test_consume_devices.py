@@ -10,9 +10,9 @@ import pytest
 from inspector import memory
 from inspector.findings import Outcome
 from inspector.kernel import faults, scenario
-from inspector.kernel.consumer import Consumer, Session, boot, consume
-from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
 from inspector.kernel.errno import KernelErrno
+from inspector.kernel.incoming.consumer import Consumer, Session, boot, consume
+from inspector.kernel.incoming.device_files import RestoredIommufd, RestoredVfio
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 KERNEL = "linux-7.3+iommu-vw"

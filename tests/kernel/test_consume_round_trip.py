@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from inspector import image, memory
 from inspector.findings import Outcome
 from inspector.kernel import scenario
-from inspector.kernel.consumer import Result, consume
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import frames_of
-from inspector.kernel.kernel import Kernel
+from inspector.kernel.incoming.consumer import Result, consume
 from inspector.kernel.machine import small_machine
+from inspector.kernel.machine.frames import frames_of
+from inspector.kernel.outgoing.kernel import Kernel
 from inspector.memory.sparse import SparseMemory
 
 CORPUS = Path(__file__).parents[2] / "corpus"

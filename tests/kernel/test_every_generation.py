@@ -20,9 +20,9 @@ from inspector import image as decoded_image
 from inspector.findings import Outcome, Severity
 from inspector.image import Image as Decoded
 from inspector.kernel import scenario
-from inspector.kernel.consumer import consume
-from inspector.kernel.kernel import Image
-from inspector.kernel.memfd import pattern_bytes
+from inspector.kernel.incoming.consumer import consume
+from inspector.kernel.outgoing.kernel import Image
+from inspector.kernel.outgoing.memfd import pattern_bytes
 from inspector.kernel.profile import profile as find_profile
 from inspector.locate import How
 

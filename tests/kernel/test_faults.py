@@ -8,7 +8,7 @@ import pytest
 
 from abi.errors import UsageError
 from inspector.kernel import faults, scenario
-from inspector.kernel.kernel import Image
+from inspector.kernel.outgoing.kernel import Image
 
 _LUO = (
     '[[session]]\nname = "s{i}"\ncount = 60\n[[session.file]]\ntoken = 1\nsize = "20K"\n'

@@ -16,12 +16,12 @@ from inspector import image as decoded_image
 from inspector import pagetable
 from inspector.kernel import scenario
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.hardware import Hardware, PciDevice, Unit, UnitType, parse_bdf
-from inspector.kernel.iommufd import Iommufd
-from inspector.kernel.iopt import PageTable
-from inspector.kernel.kernel import Image, Kernel
 from inspector.kernel.machine import GiB, Machine, small_machine
-from inspector.kernel.memfd import DMA_SEALS, Memfd
+from inspector.kernel.machine.hardware import Hardware, PciDevice, Unit, UnitType, parse_bdf
+from inspector.kernel.outgoing.iommufd import Iommufd
+from inspector.kernel.outgoing.iopt import PageTable
+from inspector.kernel.outgoing.kernel import Image, Kernel
+from inspector.kernel.outgoing.memfd import DMA_SEALS, Memfd
 
 CORPUS = Path(__file__).parent.parent.parent / "corpus"
 BASE = 0xFED90000

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from abi.memory_map import RadixGeometry
 from inspector import image as decoded_image
-from inspector.kernel.clients import ReserveMem, partial_sum
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.kernel import Kernel, KhoTestSpec
 from inspector.kernel.machine import GiB, Machine, MachineSpec, MiB, Ram, small_machine
-from inspector.kernel.preserved import BitmapMap, BlockMap, RadixMap
+from inspector.kernel.outgoing.clients import ReserveMem, partial_sum
+from inspector.kernel.outgoing.kernel import Kernel, KhoTestSpec
+from inspector.kernel.outgoing.preserved import BitmapMap, BlockMap, RadixMap
 
 RELEASES = ("6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3")
 

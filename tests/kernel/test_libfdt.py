@@ -4,7 +4,7 @@ import pytest
 
 from abi import fdt
 from abi.fdt_write import FdtWriter
-from inspector.kernel import libfdt
+from inspector.kernel.incoming import libfdt
 
 BASE = 0x1000
 

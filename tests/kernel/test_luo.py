@@ -12,11 +12,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from inspector import image as decoded_image
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.file_handler import FileHandler
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.luo import Session
 from inspector.kernel.machine import GiB, small_machine
-from inspector.kernel.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, pattern_bytes
+from inspector.kernel.outgoing.file_handler import FileHandler
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.luo import Session
+from inspector.kernel.outgoing.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, pattern_bytes
 
 RELEASES = ("6.19", "7.0", "7.1", "7.2", "7.3")
 DEVELOPMENT = (

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi.errors import UsageError
-from inspector.kernel.allocator import PageAllocator
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import FrameSet
 from inspector.kernel.machine import GiB, Machine, MachineSpec, MiB, Ram, small_machine
+from inspector.kernel.machine.allocator import PageAllocator
+from inspector.kernel.machine.frames import FrameSet
 
 OPERATIONS = st.lists(
     st.one_of(

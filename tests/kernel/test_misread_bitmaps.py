@@ -15,9 +15,9 @@ from abi.kho import MapKind
 from inspector import image as images
 from inspector.findings import Outcome
 from inspector.kernel import faults, scenario
-from inspector.kernel.consumer import consume
+from inspector.kernel.incoming.consumer import consume
 from inspector.kernel.machine import Machine, small_machine
-from inspector.kernel.slab import Slab
+from inspector.kernel.machine.slab import Slab
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.bitmap_chunks import pointers_behind
 

@@ -11,9 +11,9 @@ import pytest
 from inspector import image as images
 from inspector.findings import Outcome
 from inspector.kernel import scenario
-from inspector.kernel.consumer import boot, consume
-from inspector.kernel.fault import Target
-from inspector.kernel.pages import take_folio, take_folios
+from inspector.kernel.faults.base import Target
+from inspector.kernel.incoming.consumer import boot, consume
+from inspector.kernel.incoming.pages import take_folio, take_folios
 from inspector.walk.folio_file import FolioFile
 
 PAGE = 4096

@@ -11,14 +11,14 @@ from user_space import UserSpace
 
 from inspector.findings import Outcome
 from inspector.kernel import faults
-from inspector.kernel.clients import ReserveMem
-from inspector.kernel.consumer import Consumer, boot
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.frames import FrameSet
-from inspector.kernel.kernel import Kernel, KhoTestSpec
+from inspector.kernel.incoming.consumer import Consumer, boot
+from inspector.kernel.incoming.memory_file import RestoredMemfd
 from inspector.kernel.machine import GiB, MachineSpec, small_machine
-from inspector.kernel.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, MemfdHandler
-from inspector.kernel.memory_file import RestoredMemfd
+from inspector.kernel.machine.frames import FrameSet
+from inspector.kernel.outgoing.clients import ReserveMem
+from inspector.kernel.outgoing.kernel import Kernel, KhoTestSpec
+from inspector.kernel.outgoing.memfd import SEAL_GROW, SEAL_SHRINK, Memfd, MemfdHandler
 
 MiB = 1 << 20
 PROFILES = ("linux-6.19", "linux-7.0", "linux-7.1", "linux-7.2", "linux-7.3")

@@ -16,13 +16,13 @@ from user_space import UserSpace
 from inspector import check
 from inspector import image as decoded_image
 from inspector.findings import Outcome, Severity
-from inspector.kernel.consumer import Consumer, Result, boot
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.hugetlb import HugeMemfd
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.kvm import AttributeRange, GuestMemfd, KvmVcpu, KvmVm
+from inspector.kernel.incoming.consumer import Consumer, Result, boot
 from inspector.kernel.machine import GiB, small_machine
-from inspector.kernel.tmpfs import TmpfsMount
+from inspector.kernel.outgoing.hugetlb import HugeMemfd
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.kvm import AttributeRange, GuestMemfd, KvmVcpu, KvmVm
+from inspector.kernel.outgoing.tmpfs import TmpfsMount
 
 PROFILES = (
     "linux-7.1+guest-memfd+hugetlb+tmpfs",

@@ -23,17 +23,17 @@ from abi.pagetable import READ_WRITE, Permission
 from inspector import check
 from inspector import image as decoded_image
 from inspector.findings import Outcome, Severity
-from inspector.kernel.consumer import Consumer, Result, Session, boot
-from inspector.kernel.device_files import RestoredIommufd, RestoredVfio
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.hardware import Hardware, PciDevice, Unit, UnitType
-from inspector.kernel.ioas import Hwpt, Ioas
-from inspector.kernel.iommufd import Iommufd, IommufdHandler
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.luo import Session as OutgoingSession
+from inspector.kernel.incoming.consumer import Consumer, Result, Session, boot
+from inspector.kernel.incoming.device_files import RestoredIommufd, RestoredVfio
 from inspector.kernel.machine import GiB, small_machine
-from inspector.kernel.memfd import DMA_SEALS, Memfd
-from inspector.kernel.vfio import VfioDevice
+from inspector.kernel.machine.hardware import Hardware, PciDevice, Unit, UnitType
+from inspector.kernel.outgoing.ioas import Hwpt, Ioas
+from inspector.kernel.outgoing.iommufd import Iommufd, IommufdHandler
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.luo import Session as OutgoingSession
+from inspector.kernel.outgoing.memfd import DMA_SEALS, Memfd
+from inspector.kernel.outgoing.vfio import VfioDevice
 from inspector.memory.sparse import SparseMemory
 
 BASE = 0xFED90000

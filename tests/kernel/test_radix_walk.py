@@ -4,9 +4,10 @@ import pytest
 
 from abi.memory_map import RadixGeometry
 from inspector.findings import Outcome
-from inspector.kernel import radix, scenario
-from inspector.kernel.consumer import consume
-from inspector.kernel.view import View
+from inspector.kernel import scenario
+from inspector.kernel.incoming import radix
+from inspector.kernel.incoming.consumer import consume
+from inspector.kernel.incoming.view import View
 from inspector.memory.base import Region
 from inspector.memory.sparse import SparseMemory
 

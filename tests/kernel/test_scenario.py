@@ -14,7 +14,7 @@ from abi.errors import UsageError
 from inspector import image as decoded_image
 from inspector.findings import Severity
 from inspector.kernel import scenario
-from inspector.kernel.scenario_file import Document, ScenarioError, parse_size
+from inspector.kernel.toml_file import Document, ScenarioError, parse_size
 
 #: Too large to run with every other test.
 LARGE = {"memfds-10000", "devices-100000"}
@@ -230,7 +230,7 @@ def test_chain_of_three_updates() -> None:
         assert files[b"vm", 1].size == 4 << 20
         assert files[b"vm", 2].pos == 200
         assert (b"second", 1) in files
-    from inspector.kernel.memfd import pattern_bytes
+    from inspector.kernel.outgoing.memfd import pattern_bytes
 
     for session in image.kernel.luo.sessions:
         for token, entry in session.files.items():

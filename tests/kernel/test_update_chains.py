@@ -13,14 +13,14 @@ from page_accounts import check_pages
 from inspector import image as decoded_image
 from inspector.findings import Outcome, Severity
 from inspector.kernel import scenario
-from inspector.kernel.consumer import consume
-from inspector.kernel.hugetlb import HugeMemfd
-from inspector.kernel.inheritance import KINDS
-from inspector.kernel.iommufd import Iommufd
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.memfd import Memfd
-from inspector.kernel.scenario_file import ScenarioError
-from inspector.kernel.vfio import VfioDevice
+from inspector.kernel.incoming.consumer import consume
+from inspector.kernel.incoming.inheritance import KINDS
+from inspector.kernel.outgoing.hugetlb import HugeMemfd
+from inspector.kernel.outgoing.iommufd import Iommufd
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.memfd import Memfd
+from inspector.kernel.outgoing.vfio import VfioDevice
+from inspector.kernel.toml_file import ScenarioError
 
 #: Scenario, the kernel in its place, and the kernels that take over one after the other.
 CHAINS = {
@@ -57,7 +57,7 @@ CHAINS = {
 
 
 def text_of(name: str, kernel: str | None) -> str:
-    text = resources.files("inspector.kernel").joinpath(f"scenarios/{name}.toml").read_text()
+    text = resources.files("inspector.kernel.scenario").joinpath(f"shipped/{name}.toml").read_text()
     text = text.split("\n[[update]]")[0]
     if kernel is not None:
         own = tomllib.loads(text)["kernel"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from hypothesis.stateful import RuleBasedStateMachine
 
 from inspector.kernel.errno import KernelErrno
-from inspector.kernel.kernel import Kernel
-from inspector.kernel.luo import Session
+from inspector.kernel.outgoing.kernel import Kernel
+from inspector.kernel.outgoing.luo import Session
 
 
 class UserSpace(RuleBasedStateMachine):

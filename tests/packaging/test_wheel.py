@@ -103,7 +103,7 @@ def test_every_file_is_in(source: Path, names: set[str]) -> None:
 def test_every_kind_is_in(names: set[str]) -> None:
     for suffix in (".ksy", ".j2", "/py.typed"):
         assert any(name.endswith(suffix) for name in names), suffix
-    assert sum(n.startswith("inspector/kernel/scenarios/") for n in names) >= 10
+    assert sum(n.startswith("inspector/kernel/scenario/shipped/") for n in names) >= 10
     assert {n for n in names if n.endswith("/py.typed")} == {f"{room}/py.typed" for room in ROOMS}
     assert any(n.endswith(".data/data/share/man/man1/kho.1") for n in names)
 
@@ -150,7 +150,7 @@ def test_it_runs(unpacked: Path) -> None:
     code = "from inspector.cli.app import main; main()"
     done = run(unpacked, code, "info", str(capture), "--format", "json")
     assert json.loads(done.stdout)["schema_version"] == 1, done.stderr
-    scenario = unpacked / "inspector/kernel/scenarios/linux-7.3.toml"
+    scenario = unpacked / "inspector/kernel/scenario/shipped/linux-7.3.toml"
     made = run(unpacked, code, "simulate", str(scenario), "-o", str(unpacked / "made.elf"))
     assert made.returncode == 0, made.stderr
     report = run(unpacked, code, "report", str(unpacked / "made.elf"),

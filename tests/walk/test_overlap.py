@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from abi import registry
 from abi.kho import KhoGeneration
 from abi.memory_map import RadixGeometry
-from inspector.kernel.restore import Marks, marks_of, read_map
-from inspector.kernel.view import View
+from inspector.kernel.incoming.restore import Marks, marks_of, read_map
+from inspector.kernel.incoming.view import View
 from inspector.memory.sparse import SparseMemory
 from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap, walk_map

@@ -1,0 +1,211 @@
+"""A kernel that takes over, and the first thing it looks at: the hand-over record and the root.
+
+Every step of early boot appends to the reasons what it does about the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from abi import fdt
+from abi.kho import KhoGeneration
+from inspector.findings import Findings, Outcome
+from inspector.kernel.incoming import libfdt
+from inspector.kernel.incoming.restore import Freed, Marks
+from inspector.kernel.incoming.view import Absent, PageFault, View
+from inspector.kernel.machine.frames import FrameSet
+from inspector.kernel.outcome import Reasons
+from inspector.kernel.profile import KernelProfile
+from inspector.locate import Candidate, Handover, How, Location
+from inspector.walk.preserved import PreservedMap
+
+#: Pages that x86 can map in early boot.
+_EARLY_MAP = 64
+_M32 = (1 << 32) - 1
+
+
+@dataclass(slots=True)
+class Booting:
+    """A kernel that takes over: what early boot has found so far."""
+
+    kernel: KernelProfile
+    view: View
+    location: Location
+    reasons: Reasons
+    findings: Findings
+    notes: list[str] = field(default_factory=list)
+    handover: Handover | None = None
+    root: int = 0
+    tree: libfdt.Node | None = None
+    scratch: list[tuple[int, int]] = field(default_factory=list)
+    preserved: PreservedMap | None = None
+    marks: Marks = field(default_factory=Marks)
+    #: What the kernel does about state it cannot read, where it is not what releases do.
+    behaviours: Mapping[str, str] = field(default_factory=dict)
+    freed: Freed = field(default_factory=Freed)
+    #: Frames that were given back long before what lies in them is read.
+    lost: FrameSet = field(default_factory=FrameSet)
+    #: Whether libfdt reads the root FDT to its end.
+    root_ends: bool = True
+
+    @property
+    def generation(self) -> KhoGeneration:
+        """The form of KHO that this kernel reads."""
+        found = self.kernel["kho"]
+        assert isinstance(found, KhoGeneration)
+        return found
+
+    def ignores(self, situation: str) -> bool:
+        """Whether the kernel ignores what others panic or fail about."""
+        return self.behaviours.get(situation) == "ignore"
+
+    @property
+    def x86(self) -> bool:
+        """Whether this is surely a PC."""
+        how = self.handover.how if self.handover is not None else None
+        return how is How.SETUP_DATA or self.view.memory.machine == "x86_64"
+
+    @property
+    def handed_off(self) -> bool:
+        """Whether the image surely is of the moment of the jump."""
+        how = self.handover.how if self.handover is not None else None
+        return how is How.SETUP_DATA or self.view.memory.notes.get("KHO_MOMENT") == "handed-over"
+
+
+def _refuse(
+    boot: Booting, message: str, address: int | None, dmesg: str, data: bytes = b""
+) -> bool:
+    boot.reasons.add(
+        Outcome.KHO_REFUSED,
+        message + ": the kernel forgets KHO and boots; all that was handed over is lost",
+        path="/",
+        address=address,
+        data=data,
+        dmesg=dmesg,
+    )
+    return False
+
+
+def read_root(boot: Booting) -> bool:
+    """Find, map and check the root FDT. False if the kernel forgets KHO or dies."""
+    candidate = _candidate(boot)
+    if candidate is None and boot.handover is None:
+        boot.reasons.add(Outcome.CANNOT_TELL, "the image holds no KHO root", path="/")
+        return False
+    if boot.handover is not None:
+        boot.root, size = boot.handover.fdt_address, boot.handover.fdt_size
+        if not size or not boot.handover.scratch_size:
+            what = "root FDT" if not size else "scratch array"
+            return _refuse(
+                boot, f"the size of the {what} is handed over as 0", boot.handover.address,
+                "disabling KHO revival",
+            )  # fmt: skip
+        for what, address, length, message in (
+            ("root FDT", boot.root, size, "failed to memremap FDT"),
+            (
+                "scratch array", boot.handover.scratch_address, boot.handover.scratch_size,
+                "failed to memremap scratch",
+            ),
+        ):  # fmt: skip
+            if boot.handover.how is How.SETUP_DATA and _early_pages(address, length) > _EARLY_MAP:
+                return _refuse(
+                    boot, f"the size of the {what} is handed over as {length:#x}, more than can"
+                    " be mapped early", boot.handover.address, message,
+                )  # fmt: skip
+    else:
+        assert candidate is not None
+        boot.root = candidate.address
+    try:
+        return _compatible(boot, _root_tree(boot))
+    except Absent as lack:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL, "the root FDT is not in the image", path="/", address=lack.address
+        )
+        return False
+    except _Unmapped as fault:
+        boot.reasons.add(
+            Outcome.BOOT_FAILS,
+            f"reading the root FDT leads to {fault.address:#x}, behind what is mapped of it",
+            path="/", address=fault.address, dmesg="PANIC: early exception",
+        )  # fmt: skip
+        return False
+    except PageFault as fault:
+        return _refuse(
+            boot, "the root FDT cannot be mapped", fault.address, "failed to memremap FDT"
+        )
+    except fdt.FdtError as error:
+        return _refuse(boot, f"the root FDT is invalid: {error}", boot.root, "is invalid")
+
+
+def _early_pages(address: int, size: int) -> int:
+    """How many pages early_memremap counts, in 32 bits, for a range of bytes."""
+    return (address % 4096 + size + 4095 >> 12) & _M32
+
+
+def _candidate(boot: Booting) -> Candidate | None:
+    """The root that the hand-over record leads to, else the best one found by other means."""
+    records = [h for h in boot.location.handovers if h.how in (How.SETUP_DATA, How.CHOSEN)]
+    best = boot.location.candidates[0] if boot.location.candidates else None
+    if best is not None and (best.how is How.USER or best.handover is not None or not records):
+        boot.handover = best.handover
+        if best.handover is None:
+            boot.notes.append(
+                "no hand-over record leads to the root: scratch is taken to be what it must be"
+            )
+        return best
+    boot.handover = records[0] if records else None
+    return None
+
+
+def _root_tree(boot: Booting) -> libfdt.Node:
+    """The root as libfdt reads it, out of the pages that early boot maps of it.
+
+    Raises FdtError, Absent, PageFault.
+    """
+    view, at = boot.view, boot.root
+    size = boot.handover.fdt_size if boot.handover is not None else view.page_size
+    end = -(-(at + size) // view.page_size) * view.page_size
+
+    def read(address: int, size: int) -> bytes:
+        if address + size > end:
+            raise _Unmapped(address)
+        return view.read(address, size)
+
+    blob = libfdt.Blob(read, at)
+    blob.check_header()
+    if blob.total > view.page_size:
+        boot.findings.warning(
+            "KHO-ROOT-002", f"root FDT has {blob.total} bytes, more than a page",
+            path="/", address=at,
+        )  # fmt: skip
+    # libfdt wants the root node at the start of the structure, and takes no NOP before it.
+    return libfdt.Node(blob)
+
+
+class _Unmapped(PageFault):
+    """Early boot reads behind what it mapped."""
+
+
+def _compatible(boot: Booting, root: libfdt.Node) -> bool:
+    boot.tree = root
+    wanted = boot.generation.strings[0].encode()
+    if wanted not in root.compatible:
+        own = root.get(b"compatible") or b""
+        said = own.split(b"\0")[0].decode("utf-8", "backslashreplace")
+        return _refuse(
+            boot, f"the root FDT says {said!r}, this kernel knows {wanted.decode()!r} only",
+            boot.root, f"is incompatible with '{wanted.decode()}'", own,
+        )  # fmt: skip
+    if boot.kernel.map_required:
+        value = root.get(boot.generation.map_property.encode())
+        if value is None or len(value) != 8 or not any(value):
+            what = "missing" if value is None else "zero" if len(value) == 8 else "malformed"
+            return _refuse(
+                boot, f"{boot.generation.map_property} is {what}", boot.root,
+                "disabling KHO revival", value or b"",
+            )  # fmt: skip
+    # Later readers have all of memory mapped.
+    whole = libfdt.Blob(boot.view.read, boot.root)
+    boot.tree, boot.root_ends = libfdt.Node(whole), whole.ends()
+    return True

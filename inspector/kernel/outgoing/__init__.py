@@ -1,0 +1,1 @@
+"""The kernel that hands over: what it preserves, and what it serializes of that."""

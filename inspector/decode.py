@@ -55,11 +55,13 @@ def decode(
     survey.claim("root", "/", best.address, survey.page_size)
     _handover(image)
     _note_anomalies(image)
-    _map(image)
+    lost_map = _map(image)
     _scratch(image)
     tell_moment(image)
     _clients(image)
     _luo(image, overrides)
+    if lost_map:
+        _lost_map(image, lost_map)
     image.ram = ram_of(opened, location)
     opened.release()
     return image
@@ -182,12 +184,13 @@ def _note_anomalies(image: Image) -> None:
 # -- the map and scratch ----------------------------------------------------------------------
 
 
-def _map(image: Image) -> None:
+def _map(image: Image) -> str:
+    """Walk the map; what is wrong with it if it is lost, else nothing."""
     root, trial = image.root, image.root.verdict.trial
     generation = root.generation
     if generation is None or trial is None or root.map_address is None:
         image.map_state = MapState.ABSENT
-        return
+        return ""
     lost = trial.anchors and trial.anchored * 2 < trial.anchors
     damaged = bool(trial.candidate.violations)
     if lost and root.map_address:
@@ -197,13 +200,7 @@ def _map(image: Image) -> None:
             f"the preserved-memory map ({trial.anchors - trial.anchored} of {trial.anchors}"
             " blobs are not in it any more)"
         )
-        image.survey.findings.warning(
-            "KHO-MAP-010",
-            "the map is lost: " + ("; ".join(trial.candidate.violations[:4]) or str(nodes)),
-            path="/preserved",
-            address=root.map_address,
-        )
-        return
+        return "; ".join(trial.candidate.violations[:4]) or str(nodes)
     if trial.cut_short or trial.generation is not generation or image.survey.nodes:
         image.preserved = walk_map(image.survey, generation, root.map_address)
     else:  # the trial was this very walk
@@ -211,6 +208,21 @@ def _map(image: Image) -> None:
         image.survey.adopt(trial.survey)
     damaged = damaged or _reused_bitmaps(image)
     image.map_state = MapState.DAMAGED if damaged else MapState.INTACT
+    return ""
+
+
+def _lost_map(image: Image, why: str) -> None:
+    """Normal once the next kernel has booted; it has if more is gone than the map."""
+    findings, address = image.survey.findings, image.root.map_address
+    if len(image.lost) > 1:
+        findings.info("KHO-MAP-010", f"the map is lost: {why}", path="/preserved", address=address)
+        return
+    findings.warning(
+        "KHO-MAP-012",
+        f"the map is lost, and nothing else tells that the next kernel has booted: {why}",
+        path="/preserved",
+        address=address,
+    )
 
 
 def _reused_bitmaps(image: Image) -> bool:

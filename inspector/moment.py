@@ -26,7 +26,10 @@ def tell_moment(image: Image) -> None:
         image.map_state is MapState.DAMAGED and handover is not None and image.scratch is not None
     ):
         image.moment = Moment.INCOMING
-        why.append("nodes of the preserved-memory map have been reused: the next kernel runs")
+        why.append(
+            "nodes of the preserved-memory map have been reused, as they are once the next"
+            " kernel runs"
+        )
     elif handover is not None and image.scratch is not None:
         image.moment = Moment.HANDED_OVER
         why.append(f"{handover.how} and the scratch array are in their final place")

@@ -71,12 +71,17 @@ RULES = (
         "The consumer sets the restore token on the wrong pages.", test=_aligned,
     ),
     Rule(
-        "KHO-MAP-010", WARNING, "The map is lost: its nodes have been reused.",
-        "Normal once the next kernel has booted; before that, it panics.",
+        "KHO-MAP-010", INFO, "The map is lost: the next kernel has booted and reused its nodes.",
+        "None: it has read the map by then.",
     ),
     Rule(
         "KHO-MAP-011", WARNING, "A node of the map is itself preserved.",
         "It is never freed: no kernel preserves nodes.", test=_nodes_in_map,
+    ),
+    Rule(
+        "KHO-MAP-012", WARNING,
+        "The map is lost, and nothing else tells that the next kernel has booted.",
+        "None if it has; else it panics, or frees what was preserved.",
     ),
     Rule(
         "KHO-LST-001", ERROR, "A list of pages has a cycle.",

@@ -69,6 +69,8 @@ def check(
     suppressed = dict(image.survey.findings.suppressed)
     for code, count in context.findings.suppressed.items():
         suppressed[code] = suppressed.get(code, 0) + count
+    if rules is not None:
+        suppressed = {code: count for code, count in suppressed.items() if code in chosen}
     return Report(tuple(kept), context.undecided, suppressed, context.ownership)
 
 

@@ -15,18 +15,41 @@ from inspector.text import display, plural, size_text
 
 _COLOURS = {Severity.ERROR: "\x1b[31m", Severity.WARNING: "\x1b[33m", Severity.INFO: "\x1b[2m"}
 
+#: Findings of one code that text shows: all if so many, else the first so many.
+_FEW, _SHOWN = 10, 5
 
-def lines(report: Report, *, colour: bool = False) -> Iterator[str]:
-    """Findings, worst first; what could not be decided; the account of preserved bytes."""
+
+def _by_reason(undecided: dict[str, str]) -> dict[str, list[str]]:
+    """Codes of rules that could not be decided, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for code, why in undecided.items():
+        reasons.setdefault(why, []).append(code)
+    return reasons
+
+
+def lines(report: Report, *, colour: bool = False, every: bool = False) -> Iterator[str]:
+    """Findings, worst first; what could not be decided; the account of preserved bytes.
+
+    Of many findings with one code the first are shown, and how many more there are; ``every``
+    shows all that were kept.
+    """
+    total = Counter(f.code for f in report.findings)
+    seen: Counter[str] = Counter()
     for f in report.findings:
         level = f.severity.name.lower()
         shown = f"{_COLOURS[f.severity]}{level}\x1b[0m" if colour else level
         where = f"{display(f.path)}: " if f.path else ""
-        yield f"{shown}: {where}{display(f.message)} [{f.code}]"
+        seen[f.code] += 1
+        if every or total[f.code] <= _FEW or seen[f.code] <= _SHOWN:
+            yield f"{shown}: {where}{display(f.message)} [{f.code}]"
+        elif seen[f.code] == total[f.code]:
+            more = total[f.code] - _SHOWN + report.suppressed.get(f.code, 0)
+            yield f"{shown}: ... and {more:,} more like this; --all shows them [{f.code}]"
     for code, count in report.suppressed.items():
-        yield f"... and {count:,} more of {code}"
-    for code, why in report.undecided.items():
-        yield f"cannot tell: {code}: {display(why)}"
+        if every or total[code] <= _FEW:
+            yield f"... and {count:,} more of {code}"
+    for why, codes in _by_reason(report.undecided).items():
+        yield f"cannot tell: {', '.join(codes)}: {display(why)}"
     owned = report.ownership
     if owned.known:
         used = ", ".join(f"{size_text(n)} {kind}" for kind, n in sorted(owned.by_kind.items()))

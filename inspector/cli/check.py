@@ -49,6 +49,9 @@ def check(
     min_severity: Annotated[
         Level, typer.Option("--min-severity", help="Leave out what matters less.")
     ] = Level.INFO,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show each of many findings with one code.")
+    ] = False,
     abi: AbiOption = None,
     root: RootOption = None,
     page_size: PageSizeOption = None,
@@ -69,7 +72,7 @@ def check(
             typer.echo(json.dumps(present.sarif_log(report, image), indent=2))
         else:
             out = printer()
-            for line in present.lines(report, colour=out.colour):
+            for line in present.lines(report, colour=out.colour, every=every):
                 out.line(line)
         raise typer.Exit(present.status(report, incomplete=opened.incomplete))
 

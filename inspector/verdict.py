@@ -10,7 +10,7 @@ from inspector.kernel.incoming.consumer import Result
 from inspector.kernel.incoming.luo import FileEntry, SessionEntry
 from inspector.kernel.incoming.memory_file import RestoredFolios, RestoredMemfd
 from inspector.kernel.outcome import Reason
-from inspector.text import display, name_text
+from inspector.text import display, name_text, plural
 
 #: What an outcome means, in a line.
 MEANING = {
@@ -65,7 +65,7 @@ def reason_lines(reasons: Iterable[Reason], limit: int = SHOWN) -> Iterator[str]
         if reason.address is not None:
             where.append(f"at {reason.address:#x}")
         if reason.data:
-            shown = reason.data[:32].hex(" ", 4)
+            shown = reason.data[:32].hex(" ", -4)
             where.append(f"bytes {shown}{' ...' if len(reason.data) > 32 else ''}")
         if where:
             yield f"      {', '.join(where)}"
@@ -170,7 +170,7 @@ def consumed_lines(result: Result, *, colour: bool, digests: bool = False) -> It
     yield f"live update {consumer.luo.number}"
     for session in consumer.luo.sessions:
         state = "finished" if session.finished else "retrieved" if session.retrieved else "waiting"
-        yield f"session {display(session.name)}: {len(session.files)} files, {state}"
+        yield f"session {display(session.name)}: {plural(len(session.files), 'file')}, {state}"
         for file in session.files:
             yield f"  {file.token:#x} {display(file.compatible)}: {_text(file, digests)}"
 
@@ -180,7 +180,7 @@ def _text(file: FileEntry, digests: bool) -> str:
         return f"failed, -{file.error.name}: {display(file.error.reason)}"
     if isinstance(file.file, RestoredMemfd):
         memfd = file.file
-        text = f"{memfd.size} bytes in {len(memfd.frames)} folios, position {memfd.pos}"
+        text = f"{memfd.size:,} bytes in {plural(len(memfd.frames), 'folio')}, position {memfd.pos}"
         if memfd.seals_known:
             text += f", seals {memfd.seals:#x}"
     elif file.file is not None:

@@ -16,16 +16,31 @@ _spec.loader.exec_module(golden)
 IMAGES = list(golden.images())
 
 
+COMMANDS = dict(golden.commands())
+
+
 @pytest.mark.parametrize("path", IMAGES, ids=lambda p: p.name)
 def test_text(path: Path) -> None:
-    name = path.name.removesuffix(".elf.zst")
-    assert golden.text(path) == golden.stored(f"{name}.txt"), "run python corpus/golden.py"
+    expected = golden.stored(f"{golden.short(path)}.txt")
+    assert golden.text(path) == expected, "run python corpus/golden.py"
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda p: p.name)
 def test_json(path: Path) -> None:
-    name = path.name.removesuffix(".elf.zst")
-    assert golden.document(path) == golden.stored(f"{name}.json"), "run python corpus/golden.py"
+    expected = golden.stored(f"{golden.short(path)}.json")
+    assert golden.document(path) == expected, "run python corpus/golden.py"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_other_verbs(name: str) -> None:
+    assert golden.printed(*COMMANDS[name]) == golden.stored(name), "run python corpus/golden.py"
+
+
+def test_nothing_is_kept_that_nobody_compares() -> None:
+    dumps = [golden.short(path) for path in IMAGES]
+    dumps += [f"simulated-{name}" for name in golden.SIMULATED]
+    expected = {f"{name}.{kind}" for name in dumps for kind in ("txt", "json.zst")}
+    assert {path.name for path in golden.GOLDEN.iterdir()} == expected | set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", golden.SIMULATED)

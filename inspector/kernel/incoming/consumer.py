@@ -47,6 +47,7 @@ from inspector.kernel.profile import profile as find_profile
 from inspector.locate import locate
 from inspector.memory.base import PhysicalMemory
 from inspector.memory.sparse import SparseMemory
+from inspector.text import plural
 
 
 class Session:
@@ -479,6 +480,7 @@ def _note_seals(consumer: Consumer) -> None:
     widened = [f for f in memfds if f.seals_known and f.seals_now != f.seals]
     if widened:
         consumer.notes.append(
-            f"{len(widened)} files with F_SEAL_EXEC come back sealed against writing, such as"
-            f" {widened[0].path}: {widened[0].seals:#x} becomes {widened[0].seals_now:#x}"
+            f"F_SEAL_EXEC also seals against writing when it is set again, for"
+            f" {plural(len(widened), 'file')} such as {widened[0].path}:"
+            f" {widened[0].seals:#x} becomes {widened[0].seals_now:#x}"
         )

@@ -64,15 +64,16 @@ def diff(
         else:
             other = opened.enter_context(_consumed(one, str(consumed_by), abi))
         from inspector import diff as diffs
+        from inspector.diff import present
 
         found = diffs.diff(
             one, other, addresses=not ignore_addresses, contents=content, limit=limit
         )
         if format is Format.JSON:
-            write_json(diffs.as_json(found))
+            write_json(present.document(found))
         else:
             out = printer()
-            for line in diffs.lines(found, colour=out.colour):
+            for line in present.lines(found, colour=out.colour):
                 out.line(line)
         finish(0 if found.empty else 1)
 

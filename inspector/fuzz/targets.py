@@ -97,11 +97,12 @@ class _Diff:
 
     def __call__(self, base: Base) -> None:
         from inspector import diff
+        from inspector.diff import present
 
         before = self.before.get(base.name) or next(iter(self.before.values()))
         found = diff.diff(before, _decoded(base), contents=True)
-        diff.as_json(found)
-        for _ in diff.lines(found):
+        present.document(found)
+        for _ in present.lines(found):
             pass
 
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import kho
 from inspector.cli.app import app
-from inspector.diff import Kind, changed_blocks, diff
+from inspector.diff import Kind, diff
+from inspector.diff.columns import changed_blocks
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.preserved import PreservedMap
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspector.diff import Kind
-from inspector.passthrough import mappings
-from inspector.passthrough.mappings import Mappings, _Changes, _Side, _windows
+from inspector.diff import Kind, mappings
+from inspector.diff.mappings import _Changes, _windows
+from inspector.passthrough.mappings import Mappings, Side
 
 PAGE = 4096
 #: Gap before a range, its length, where it leads, its rights.
@@ -65,13 +65,13 @@ def expected(one: Mappings, other: Mappings) -> dict[Kind, set[int]]:
 
 def compared(one: Mappings, other: Mappings, window: int, size: int) -> _Changes:
     changes = _Changes("x")
-    held = mappings._WINDOW
-    mappings._WINDOW = window
+    held = mappings.WINDOW
+    mappings.WINDOW = window
     try:
         for left, right in _windows(chunks(one, size), chunks(other, size)):
             changes.add(left, right)
     finally:
-        mappings._WINDOW = held
+        mappings.WINDOW = held
     return changes
 
 
@@ -107,7 +107,7 @@ def test_a_stream_is_read_as_far_as_needed() -> None:
             taken += 1
             yield chunk
 
-    side = _Side(counted())
+    side = Side(counted())
     last = side.fill(15)
     assert taken == 2
     assert last is not None

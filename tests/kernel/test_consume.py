@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from inspector import memory
+from inspector.decode import decode
 from inspector.findings import Outcome
 from inspector.kernel import faults, scenario
 from inspector.kernel.errno import KernelErrno
@@ -284,3 +286,22 @@ def test_the_image_is_not_changed(images: dict[str, Any]) -> None:
     before = [(start, bytes(piece)) for start, piece in source.extents()]
     consume(source, "linux-7.2")
     assert before == [(start, bytes(piece)) for start, piece in source.extents()]
+
+
+@pytest.mark.parametrize(
+    ("behind", "count", "outcome"),
+    [
+        (0, 64, Outcome.LUO_UNUSABLE),
+        # The list is followed to its end before the count of its first block is looked at.
+        ((1 << 64) - 1, 64, Outcome.BOOT_FAILS),
+        ((1 << 64) - 1, 1, Outcome.BOOT_FAILS),
+    ],
+)
+def test_a_list_of_files_is_followed_before_it_is_counted(
+    images: dict[str, Any], behind: int, count: int, outcome: Outcome
+) -> None:
+    broken = SparseMemory.over(images["7.3"].memory)
+    image = decode(broken)
+    block = next(c for c in image.survey.claims if c.kind == "file-block")
+    broken.write(int(block.starts[0]), struct.pack("<QQ", behind, count))
+    assert consume(broken, "linux-7.3").outcome == outcome

@@ -17,25 +17,38 @@ from inspector.memory.base import U64Array
 
 
 def block_chain(boot: Booting, first: int, entry: Struct) -> U64Array:
-    """The blocks of a list, checked as the kernel does. Raises KernelErrno (EINVAL)."""
+    """The blocks of a list, checked as the kernel does. Raises KernelErrno (EINVAL, ENOSPC).
+
+    All of them are followed before the count of any is looked at.
+    """
     capacity = (boot.view.page_size - kho_block_header_ser.size) // entry.size
-    met: dict[int, int] = {}
-    at = first
-    while at:
-        if at in met:
-            raise KernelErrno("EINVAL", f"the list of blocks is cyclic at {at:#x}")
-        if len(met) >= KHO_MAX_BLOCKS:
-            raise KernelErrno("EINVAL", f"the list has more than {KHO_MAX_BLOCKS} blocks")
-        head = boot.view.read(at, 16)
-        count = int.from_bytes(head[8:], "little")
+    chain = _followed(boot, first)
+    for i, (at, (count, behind)) in enumerate(chain.items()):
+        if i == KHO_MAX_BLOCKS:
+            raise KernelErrno("ENOSPC", f"the list has more than {KHO_MAX_BLOCKS} blocks")
         if not 0 < count <= capacity:
             raise KernelErrno(
                 "EINVAL", f"block {at:#x} counts {count} entries, it holds 1 to {capacity}"
             )
-        met[at] = count
-        _behind_the_count(boot, at, count, capacity, entry, last=not any(head[:8]))
-        at = int.from_bytes(head[:8], "little")
-    return np.array(list(met.items()), np.uint64).reshape(-1, 2)
+        _behind_the_count(boot, at, count, capacity, entry, last=not behind)
+    rows = [(at, count) for at, (count, _) in chain.items()]
+    return np.array(rows, np.uint64).reshape(-1, 2)
+
+
+def _followed(boot: Booting, first: int) -> dict[int, tuple[int, int]]:
+    """The count of each block of a list and the pointer in it, by address, in order."""
+    chain: dict[int, tuple[int, int]] = {}
+    at = first
+    while at:
+        if at in chain:
+            raise KernelErrno("EINVAL", f"the list of blocks is cyclic at {at:#x}")
+        if len(chain) > 2 * KHO_MAX_BLOCKS:  # two blocks a step are followed
+            raise KernelErrno("EINVAL", f"the list has more than {2 * KHO_MAX_BLOCKS} blocks")
+        head = boot.view.read(at, kho_block_header_ser.size)
+        behind, count = (int.from_bytes(word, "little") for word in (head[:8], head[8:]))
+        chain[at] = count, behind
+        at = behind
+    return chain
 
 
 def _behind_the_count(

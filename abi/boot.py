@@ -40,6 +40,11 @@ kho_scratch = Struct(
     doc="Entry 0 is low memory, entry 1 global, then one for each NUMA node.",
 )
 
+#: Low memory, global, and one for each node of the largest configuration (NODES_SHIFT 10).
+KHO_SCRATCH_MOST = 2 + 1024
+#: Areas of an array that are looked at, whatever its size says; kernels look at all.
+KHO_SCRATCH_READ = 1 << 16
+
 #: x86 boot_params, one page: offsets of what is used, in the order of the page.
 E820_COUNT_OFFSET = 0x1E8
 #: The setup header starts here, with setup_sects; it ends at 0x202 + the byte at 0x201.

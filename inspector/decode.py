@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from abi import fdt
-from abi.boot import kho_data, kho_scratch, setup_data_hdr
+from abi.boot import KHO_SCRATCH_READ, kho_data, kho_scratch, setup_data_hdr
 from abi.kho import KhoGeneration, MapKind
 from abi.luo import LuoGeneration
 from abi.registry import Generation
@@ -250,7 +250,7 @@ def _scratch(image: Image) -> None:
     if handover is None:
         image.scratch_note = "no hand-over record in the image"
         return
-    count = min(handover.scratch_size // kho_scratch.size, 4096)
+    count = min(handover.scratch_size // kho_scratch.size, KHO_SCRATCH_READ)
     size = count * kho_scratch.size
     data = image.survey.read(handover.scratch_address, size, "/scratch") if count else b""
     if data is None:

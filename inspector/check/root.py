@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from abi.boot import KHO_SCRATCH_MOST, KHO_SCRATCH_READ, kho_scratch
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 
 
@@ -39,6 +40,21 @@ def _scratch_whole(context: Context) -> None:
     elif record.scratch_size % 16:
         context.report(
             f"scratch array of {record.scratch_size} bytes is no whole number of entries",
+            path="/scratch", address=record.scratch_address,
+        )  # fmt: skip
+
+
+def _scratch_count(context: Context) -> None:
+    record = context.image.root.candidate.handover
+    if record is None:
+        context.undecidable("the image holds no hand-over record")
+        return
+    count = record.scratch_size // kho_scratch.size
+    if count > KHO_SCRATCH_MOST:
+        rest = f", {KHO_SCRATCH_READ:,} were looked at" if count > KHO_SCRATCH_READ else ""
+        context.report(
+            f"the scratch array has {count:,} areas{rest}; a machine has {KHO_SCRATCH_MOST:,}"
+            " at most",
             path="/scratch", address=record.scratch_address,
         )  # fmt: skip
 
@@ -218,5 +234,10 @@ RULES = (
     Rule(
         "KHO-SCR-005", ERROR, "A scratch area lies outside the machine's RAM.",
         "Early boot allocates memory that is not there.", test=_scratch_in_ram,
+    ),
+    Rule(
+        "KHO-SCR-006", WARNING, "The scratch array has more areas than a machine has nodes.",
+        "It takes all of them for memory, whatever lies behind the array; 7.3.4 panics.",
+        test=_scratch_count,
     ),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from abi.boot import kho_scratch
+from abi.boot import KHO_SCRATCH_READ, kho_scratch
 from inspector.findings import Outcome
 from inspector.kernel.incoming.boot import Booting
 from inspector.kernel.incoming.view import Absent, PageFault
@@ -30,7 +30,8 @@ def read_scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
     if handover is None:
         return True
     # The number of areas has 32 bits, too.
-    count = min(handover.scratch_size // kho_scratch.size & _M32, 4096)
+    said = handover.scratch_size // kho_scratch.size & _M32
+    count = min(said, KHO_SCRATCH_READ)
     try:
         data = boot.view.read(handover.scratch_address, count * kho_scratch.size)
     except Absent as lack:
@@ -54,7 +55,15 @@ def read_scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
         (v["addr"], v["size"])
         for v in (kho_scratch.unpack(data, i * kho_scratch.size) for i in range(count))
     ]
-    return _areas(boot) and _adequate(boot, kernel_size, initrd_size)
+    if not _areas(boot):
+        return False
+    if said > count:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL,
+            f"{said:,} scratch areas are too many to look at: the first {count:,} do no harm",
+            path="/scratch", address=handover.scratch_address,
+        )  # fmt: skip
+    return _adequate(boot, kernel_size, initrd_size)
 
 
 def _areas(boot: Booting) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stdout
@@ -85,13 +86,17 @@ def printed(*words: str) -> str:
 
     from inspector.cli.app import main
 
-    out, status = io.StringIO(), 0
-    with redirect_stdout(out), chdir(CORPUS), mock.patch.object(sys, "argv", ["kho", *words]):
+    # With a buffer beneath, as some verbs write bytes.
+    out, status = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n"), 0
+    environment = mock.patch.dict(os.environ, KHO_TRACEBACK="1")
+    arguments = mock.patch.object(sys, "argv", ["kho", *words])
+    with redirect_stdout(out), chdir(CORPUS), environment, arguments:
         try:
             main()
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
-    return f"{out.getvalue()}exit status {status}\n"
+    out.seek(0)
+    return f"{out.read()}exit status {status}\n"
 
 
 def commands() -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -18,10 +18,11 @@ from inspector.memory.base import PageState
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.fdt import try_tree
 
-#: Kinds of claims whose every byte is structure.
-_WHOLE = frozenset(
-    {"map-node", "vmalloc-chunk", "vmalloc-data", "page-table", "device-table", "device-tree"}
-)
+#: Kinds of claims whose every byte is structure, and which have their pages to themselves.
+_WHOLE = frozenset({"vmalloc-chunk", "vmalloc-data", "page-table", "device-table", "device-tree"})
+#: Kinds of claims whose every byte is structure, whatever else lies in the same page: the small
+#: bitmaps of a map are objects of a slab, between other objects of the kernel.
+_PARTS = frozenset({"map-node", "struct", "blob", "scratch-array", "handover"})
 _CONTENT = frozenset({"folio", "guest-state", "reserve-mem", "dma-memory"})
 #: Fields that hold a LUO token, by name; hardware tokens (register bases) are none.
 _TOKENS = ("token", "vm_token", "dma_owner_token", "iommufd_token")
@@ -57,7 +58,7 @@ def _zero_slack(image: Image, overlay: SparseMemory) -> None:
         if claim.kind in _CONTENT:
             continue
         first = (claim.starts - claim.starts % np.uint64(page)).tolist()
-        if claim.kind in _WHOLE:
+        if claim.kind in _WHOLE or (claim.kind == "map-node" and (claim.sizes == page).all()):
             whole.update(first)
             continue
         for start, size in zip(claim.starts.tolist(), claim.sizes.tolist(), strict=True):
@@ -70,7 +71,7 @@ def _zero_slack(image: Image, overlay: SparseMemory) -> None:
         for pa in placed.addresses.tolist():
             mark(pa, size)
     for claim in image.survey.claims:
-        if claim.kind in ("struct", "blob", "scratch-array", "handover"):
+        if claim.kind in _PARTS:
             for start, size in zip(claim.starts.tolist(), claim.sizes.tolist(), strict=True):
                 mark(start, size)
     mark(image.root.address, image.root.tree.header.totalsize)

@@ -136,11 +136,17 @@ class Target:
         old = node.get(name.encode())
         assert old is not None
         assert len(old) == len(value)
-        at = blob.find(len(old).to_bytes(4, "big"))
-        while at >= 0 and not _is_property(blob, at, name, old):
-            at = blob.find(len(old).to_bytes(4, "big"), at + 1)
-        assert at >= 0
-        self.write(self.kernel.kho.root + at + 8, value)
+        at = self.property_at(self.kernel.kho.root, name, old)
+        assert at is not None
+        self.write(at, value)
+
+    def property_at(self, tree: int, name: str, value: bytes) -> int | None:
+        """Where in memory a property of a device tree has its value; None if it is not there."""
+        blob = self.read(tree, self.page)
+        at = blob.find(len(value).to_bytes(4, "big"))
+        while at >= 0 and not _is_property(blob, at, name, value):
+            at = blob.find(len(value).to_bytes(4, "big"), at + 1)
+        return tree + at + 8 if at >= 0 else None
 
     def edit_root(self, change: Callable[[FdtEditor], Any]) -> None:
         """Edit the root FDT; other things may move."""

@@ -37,15 +37,17 @@ def _luo_short(target: Target) -> None:
 @fault("luo-number-zero", 10, "number of live updates is 0")
 def _luo_number(target: Target) -> None:
     luo = target.luo
-    number = luo.number.to_bytes(8, "little")
+    at: int | None
     if luo.generation.root == "fdt":
-        at = target.read(luo.address, target.page).find(number)
+        number = luo.number.to_bytes(8, "little")
+        name = abi_luo.LUO_FDT_LIVEUPDATE_NUM.decode()
+        at = target.property_at(luo.address, name, number)
     else:
         layout = luo.generation.layouts["luo_ser"]
-        at = layout.field("liveupdate_num").offset  # type: ignore[union-attr]
-    if target.u64(luo.address + at) != luo.number:
+        at = luo.address + layout.field("liveupdate_num").offset  # type: ignore[union-attr]
+    if at is None or target.u64(at) != luo.number:
         raise Inapplicable("the number was not found")
-    target.write_u64(luo.address + at, 0)
+    target.write_u64(at, 0)
 
 
 # -- lists ----------------------------------------------------------------------------------

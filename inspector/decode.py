@@ -174,9 +174,11 @@ def _note_anomalies(image: Image) -> None:
             "KHO-ROOT-002", f"root FDT has {root.tree.header.totalsize} bytes, more than a page",
             path="/", address=root.address,
         )  # fmt: skip
-    if root.generation is not None and root.map_address is None:
+    if root.generation is not None and not root.map_address:
+        name = root.generation.map_property
         findings.error(
-            "KHO-ROOT-003", f"root has no usable {root.generation.map_property}",
+            "KHO-ROOT-003",
+            f"{name} is 0" if root.map_address == 0 else f"root has no usable {name}",
             path="/", address=root.address,
         )  # fmt: skip
 
@@ -346,16 +348,45 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
         files.decode_states(image, overrides)
 
 
+#: Size in bytes of the smallest struct that a blob of LUO starts with.
+_SMALLEST_LUO = 32
+
+
+def _strange_luo(image: Image, blob: Blob, raw: bytes) -> bool:
+    """Report a blob that cannot be LUO's; True if it is one that nobody knows, not one reused."""
+    findings = image.survey.findings
+    if raw[:4] == fdt.MAGIC_BYTES:
+        try:
+            said = b", ".join(fdt.parse(raw).root.compatible)
+        except fdt.FdtError as error:
+            findings.error("KHO-LUO-001", f"LUO blob: {error}", path="/LUO", address=blob.address)
+            image.lost.append(f"LUO device tree: {error}")
+            return True
+    else:
+        said = c_string(raw[:32])
+        if not said.startswith(b"luo-v"):
+            if image.moment is Moment.INCOMING:
+                return False  # after boot it is normal
+            if len(raw) < _SMALLEST_LUO:
+                findings.error(
+                    "KHO-LUO-003",
+                    f"LUO blob has {len(raw)} bytes, needs {_SMALLEST_LUO} at least: the kernel"
+                    " panics",
+                    path="/LUO", address=blob.address, data=raw[:32],
+                )  # fmt: skip
+                return False
+    findings.error(
+        "KHO-LUO-012",
+        f"LUO says {said!r}, which no known kernel writes: the next kernel panics",
+        path="/LUO", address=blob.address, data=raw[:32],
+    )  # fmt: skip
+    return raw[:4] == fdt.MAGIC_BYTES or said.startswith(b"luo-v")
+
+
 def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) -> Verdict:
     """The blob is unreadable: an unknown generation, or its page was reused after boot."""
     survey = image.survey
-    start = c_string(raw[:32]) if raw else b""
-    if raw is not None and start.startswith(b"luo-v"):
-        survey.findings.error(
-            "KHO-LUO-012",
-            f"LUO says {start!r}, which no known kernel writes: the next kernel panics",
-            path="/LUO", address=blob.address, data=raw[:32],
-        )  # fmt: skip
+    if raw is not None and _strange_luo(image, blob, raw):
         return verdict
     found = recover.sessions_by_scan(image, blob)
     if found is None:
@@ -370,7 +401,11 @@ def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) 
     verdict = Verdict("luo", found.generation, how="evidence")
     image.verdicts["luo"] = verdict
     image.lost.append(
-        "struct luo_ser (its page was reused after boot): sessions and FLBs were found by"
-        " scanning, the live update number is gone"
+        (
+            "struct luo_ser (its page was reused after boot)"
+            if image.moment is Moment.INCOMING
+            else "struct luo_ser (what is there is none)"
+        )
+        + ": sessions and FLBs were found by scanning, the live update number is gone"
     )
     return verdict

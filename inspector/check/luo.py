@@ -86,8 +86,8 @@ def _handlers(context: Context) -> None:
 RULES = (
     Rule("KHO-LUO-001", ERROR, "LUO's device tree does not parse.", "LUO panics at boot."),
     Rule(
-        "KHO-LUO-002", ERROR, "A property of LUO's device tree is missing or too short.",
-        "-EINVAL, and LUO panics at boot.",
+        "KHO-LUO-002", ERROR, "A node or property of LUO's device tree is missing, too short or 0.",
+        "-EINVAL, and LUO panics at boot; sessions at address 0 are read from there.",
     ),
     Rule(
         "KHO-LUO-003", ERROR, "LUO's blob is shorter than its struct.",

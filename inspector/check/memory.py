@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+from inspector.memory.base import U64Array
+
+#: What is read there is not in the map: its own nodes, and what leads to the root.
+_OUTSIDE_MAP = frozenset({"", "/", "/preserved", "/scratch"})
+
+
+def _wanted(context: Context) -> tuple[list[str], U64Array]:
+    """What the image lacks, each once: paths of the objects that want it, and the pages."""
+    page = context.image.page_size
+    wanted = dict.fromkeys((pa - pa % page, path) for pa, path in context.image.survey.holes)
+    return [path for _, path in wanted], np.array([pa for pa, _ in wanted], np.uint64)
 
 
 def _unpreserved(context: Context) -> None:
@@ -21,6 +34,35 @@ def _unpreserved(context: Context) -> None:
             path=claim.owner,
             address=start,
         )
+    # What could not be read was not claimed.
+    preserved, page = context.image.preserved, context.image.page_size
+    assert preserved is not None
+    pairs = zip(extents.starts.tolist(), extents.claim.tolist(), strict=True)
+    told = {(start, owned.claims[number].owner) for start, number in pairs}
+    paths, pages = _wanted(context)
+    for i in np.flatnonzero(~preserved.covers(pages, page)).tolist():
+        pa, path = int(pages[i]), paths[i]
+        if path not in _OUTSIDE_MAP and (pa, path) not in told:
+            context.report(
+                f"page {pa:#x}, which it points to, is not in the preserved map",
+                path=path,
+                address=pa,
+            )
+
+
+def _outside_ram(context: Context) -> None:
+    ram = context.image.ram
+    if ram is None:
+        if context.image.survey.holes:
+            context.undecidable("the image holds no RAM map (e820 or device tree)")
+        return
+    paths, pages = _wanted(context)
+    outside = np.ones(len(pages), np.bool_)
+    for region in ram:
+        outside &= (pages < np.uint64(region.start)) | (pages >= np.uint64(region.end))
+    for i in np.flatnonzero(outside).tolist():
+        pa = int(pages[i])
+        context.report(f"page {pa:#x} is not in RAM", path=paths[i], address=pa)
 
 
 def _conflicts(context: Context) -> None:
@@ -118,5 +160,10 @@ RULES = (
         "KHO-MEM-013", ERROR, "A preserved block lies outside the machine's RAM.",
         "7.3 dies without output while it reserves the block.",
         test=_beyond_ram,
+    ),
+    Rule(
+        "KHO-MEM-014", ERROR, "A pointer leads outside the machine's RAM.",
+        "The consumer dies on the first access to it.",
+        test=_outside_ram,
     ),
 )  # fmt: skip

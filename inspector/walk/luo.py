@@ -125,12 +125,42 @@ def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
     found.number = _native(survey, tree.root, luo.LUO_FDT_LIVEUPDATE_NUM, "/LUO")
     session = tree.root.child(luo.LUO_FDT_SESSION_NODE_NAME)
     if session is not None:
-        found.sessions_address = (
-            _native(survey, session, luo.LUO_FDT_SESSION_HEADER, "/LUO/sessions") or 0
+        _known_node(survey, found, session, "/LUO/sessions")
+        header = _native(survey, session, luo.LUO_FDT_SESSION_HEADER, "/LUO/sessions")
+        if header == 0:
+            survey.findings.error(
+                "KHO-LUO-002",
+                f"property {luo.LUO_FDT_SESSION_HEADER.decode()} is 0",
+                path="/LUO/sessions",
+                address=found.address,
+            )
+        found.sessions_address = header or 0
+    else:
+        survey.findings.error(
+            "KHO-LUO-002",
+            f"node {luo.LUO_FDT_SESSION_NODE_NAME.decode()} is missing",
+            path="/LUO/sessions",
+            address=found.address,
         )
     flb = tree.root.child(luo.LUO_FDT_FLB_NODE_NAME)
     if flb is not None:
+        _known_node(survey, found, flb, "/LUO/flbs")
         found.flbs_address = _native(survey, flb, luo.LUO_FDT_FLB_HEADER, "/LUO/flbs") or 0
+
+
+def _known_node(survey: Survey, found: Luo, node: fdt.Node, path: str) -> None:
+    """Nodes below the root have strings of their own, which their readers compare."""
+    known = {string.encode() for string in found.generation.strings}
+    if not known & set(node.compatible):
+        said = b", ".join(node.compatible)
+        survey.findings.error(
+            "KHO-LUO-012",
+            f"node {node.name.decode()} says {said!r}, which no known kernel writes: the next"
+            " kernel panics",
+            path=path,
+            address=found.address,
+            data=said,
+        )
 
 
 def _struct_behind_fdt(survey: Survey, found: Luo, root: fdt.Node) -> None:

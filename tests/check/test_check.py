@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kho
+from inspector import memory
 from inspector.check import catalogue, check, explain
 from inspector.decode import decode
 from inspector.extract import extract
@@ -16,6 +17,7 @@ from inspector.findings import Severity
 from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.kernel.faults import FAULTS, Inapplicable, inject
+from inspector.memory.sparse import SparseMemory
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "corpus"
@@ -66,6 +68,73 @@ def quiet(name: str) -> frozenset[str]:
 def test_nothing_is_said_of_a_valid_simulated_image(name: str) -> None:
     rules = catalogue()
     assert {c for c in quiet(name) if rules[c].severity >= Severity.WARNING} == set()
+
+
+#: What the rule written for a fault is; not the rules that its consequences break besides.
+RULE_OF_A_FAULT = {
+    ("linux-6.19", "luo-compatible"): "KHO-LUO-012",
+    ("linux-7.1", "luo-compatible"): "KHO-LUO-012",
+    ("linux-7.3", "luo-compatible"): "KHO-LUO-012",
+    ("luo-v2", "luo-compatible"): "KHO-LUO-012",
+    ("linux-6.19", "luo-number-zero"): "KHO-LUO-015",
+    ("linux-7.1", "luo-number-zero"): "KHO-LUO-015",
+    ("linux-7.3", "luo-blob-short"): "KHO-LUO-003",
+    ("features", "luo-blob-short"): "KHO-LUO-003",
+    ("linux-6.17", "root-map-zero"): "KHO-ROOT-003",
+    ("linux-7.3", "root-map-zero"): "KHO-ROOT-003",
+    ("linux-6.17", "blob-beyond-memory"): "KHO-MEM-014",
+    ("linux-7.3", "blob-beyond-memory"): "KHO-MEM-014",
+    ("iommu-v1", "blob-beyond-memory"): "KHO-MEM-010",
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), RULE_OF_A_FAULT)
+def test_the_rule_written_for_a_fault_fires(name: str, fault: str) -> None:
+    simulated = scenario.load(name).run()
+    inject(simulated, fault)
+    wanted = RULE_OF_A_FAULT[name, fault]
+    found = {f.code for f in check(decode(simulated.memory)).findings} - quiet(name)
+    assert wanted in found
+
+
+def edited(name: str, *changes: tuple[int, bytes]) -> dict[str, list[str]]:
+    """What is found in a real capture with some bytes changed: paths by code."""
+    found: dict[str, list[str]] = {}
+    with memory.open(CORPUS / f"{name}.elf.zst") as capture:
+        overlay = SparseMemory.over(capture)
+        for address, data in changes:
+            overlay.write(address, data)
+        for finding in check(decode(overlay), at_least=Severity.ERROR).findings:
+            found.setdefault(finding.code, []).append(finding.path)
+    return found
+
+
+@pytest.mark.parametrize("start", [b"\0" * 8, b"\xff" * 8, b"luo-v9\0\0"])
+def test_a_kernel_panics_that_finds_no_luo(start: bytes) -> None:
+    with kho.open(CORPUS / "linux-7.3.4-handoff.elf.zst") as image:
+        at = next(b.address for b in image.blobs if b.name == b"LUO")
+    assert edited("linux-7.3.4-handoff", (at, start))["KHO-LUO-012"] == ["/LUO"]
+
+
+def test_nodes_below_luo_have_strings_of_their_own() -> None:
+    with kho.open(CORPUS / "linux-6.19.11-handoff.elf.zst") as image:
+        at = next(b.address for b in image.blobs if b.name == b"LUO")
+        tree = image.memory.read(at, 4096)
+    string = at + tree.index(b"luo-session-v2")
+    found = edited("linux-6.19.11-handoff", (string, b"luo-session-v9"))
+    assert found["KHO-LUO-012"] == ["/LUO/sessions"]
+
+
+@pytest.mark.parametrize("target", [0x7F000_0000, 0x9_0000_0000_0000])
+def test_a_pointer_outside_ram_is_an_error(target: int) -> None:
+    with kho.open(CORPUS / "linux-7.3.4-handoff.elf.zst") as image:
+        assert image.luo is not None
+        at, file = image.luo.address, next(f for _, f in image.luo.files())
+    pointer = target.to_bytes(8, "little")
+    found = edited("linux-7.3.4-handoff", (at + 16, pointer))
+    assert found["KHO-MEM-014"] == found["KHO-MEM-010"] == ["/LUO/sessions"]
+    found = edited("linux-7.3.4-handoff", (file.address + 48, pointer))
+    assert found["KHO-MEM-014"] == found["KHO-MEM-010"] == [file.path]
 
 
 def broken(fault: str) -> tuple[str, Image]:

@@ -35,14 +35,16 @@ TRIAL_LIMIT = 64
 class Candidate:
     """A generation on trial.
 
-    ``violations`` are the hard constraints it breaks, ``reasons`` what speaks for it;
-    ``score`` ranks candidates with equally many violations.
+    ``violations`` are the hard constraints it breaks, ``reasons`` what speaks for it, ``broken``
+    which part of all that is asked of it does not hold, from 0 to 1; ``score`` ranks candidates
+    that are equal in that.
     """
 
     generation: Generation
     score: int = 0
     reasons: tuple[str, ...] = ()
     violations: tuple[str, ...] = ()
+    broken: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -73,27 +75,30 @@ class Verdict:
 def decide(
     layer: str, candidates: Iterable[Candidate], override: Generation | None = None
 ) -> Verdict:
-    """Rank candidates: fewest violations, then highest score, then released, then newest."""
+    """Rank candidates: fewest violations, then highest score, then released, then newest.
+
+    Of equally many violations those weigh less that break a smaller part of what is asked: a
+    placeholder that is none breaks its only constraint, a damaged structure one of many, and
+    that for one object of many.
+    """
     ranked = sorted(
         enumerate(candidates),
-        key=lambda item: (
-            len(item[1].violations), -item[1].score, not item[1].generation.released, -item[0],
-        ),
-    )  # fmt: skip
+        key=lambda item: (*_rank(item[1]), not item[1].generation.released, -item[0]),
+    )
     listed = tuple(c for _, c in ranked)
     if override is not None:
         return Verdict(layer, override, listed, how="override")
     if not listed:
         return Verdict(layer, None, how="unknown")
     best = listed[0]
-    tied = tuple(
-        c.generation
-        for c in listed[1:]
-        if len(c.violations) == len(best.violations) and c.score == best.score
-    )
+    tied = tuple(c.generation for c in listed[1:] if _rank(c) == _rank(best))
     return Verdict(
         layer, best.generation, listed, tied, "string" if len(listed) == 1 else "evidence"
     )
+
+
+def _rank(candidate: Candidate) -> tuple[int, float, int]:
+    return len(candidate.violations), round(candidate.broken, 6), -candidate.score
 
 
 def by_string(layer: str, string: bytes, override: Generation | None = None) -> Verdict:

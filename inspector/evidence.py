@@ -24,11 +24,17 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Evidence:
-    """What one candidate's trial showed; ``lean`` grows with hints that speak for it."""
+    """What one candidate's trial showed; ``lean`` grows with hints that speak for it.
+
+    ``met`` counts the constraints that hold, ``broken`` adds up of the others which part of
+    what they were tried on does not meet them.
+    """
 
     reasons: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     lean: int = 0
+    met: int = 0
+    broken: float = 0.0
 
     def constraint(
         self, name: str, met: Mask | bool, example: Callable[[int], Any] | None = None
@@ -39,12 +45,18 @@ class Evidence:
             return
         broken = np.flatnonzero(~met)
         if not len(broken):
+            self.met += 1
             self.reasons.append(name if len(met) == 1 else f"{name}: all {len(met)}")
             return
         text = f"{name}: not so" if len(met) == 1 else f"{name}: not {len(broken)} of {len(met)}"
         if example is not None:
             text += f", such as {example(int(broken[0]))}"
+        self.violation(text, len(broken) / len(met))
+
+    def violation(self, text: str, part: float = 1.0) -> None:
+        """A hard constraint does not hold for a part of what it is about."""
         self.violations.append(text)
+        self.broken += part
 
     def hint(self, name: str, speaks_for: bool | None) -> None:
         """Something that makes the reading likelier, or less; None: it says nothing."""
@@ -55,7 +67,14 @@ class Evidence:
 
     def candidate(self, generation: Generation) -> Candidate:
         """The candidate this evidence makes."""
-        return Candidate(generation, 0, tuple(self.reasons), tuple(self.violations))
+        asked = self.met + len(self.violations)
+        return Candidate(
+            generation,
+            0,
+            tuple(self.reasons),
+            tuple(self.violations),
+            self.broken / asked if asked else 0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,14 @@ from inspector.detect import note
 from inspector.evidence import Plausibility
 from inspector.findings import Severity
 from inspector.memory.base import U64Array
-from inspector.passthrough import iommu_devices, iommu_state, iommufds, known_devices, vfio_devices
+from inspector.passthrough import (
+    iommu_devices,
+    iommu_state,
+    iommufds,
+    known_devices,
+    pci_state,
+    vfio_devices,
+)
 from inspector.passthrough.detect_iommu import detect_iommu, detect_iommufd, domain_data_readings
 from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci, vfio_readings
 from inspector.walk.iommu import IommuState, Objects, walk_iommu
@@ -159,6 +166,8 @@ def _check(image: Image) -> None:
     if iommu is not None:
         _check_iommu(image, iommu)
         for _, _, state in iommufds(image):
+            if not state.complete:
+                continue  # what a wrong count takes for HWPTs
             for index, gone in _astray(iommu.domains, state.domain_data):
                 hwpt = state.hwpt(index)
                 what = "a deleted domain" if gone else "no domain object"
@@ -168,10 +177,15 @@ def _check(image: Image) -> None:
                     path=hwpt.path,
                     address=hwpt.address,
                 )
-    known = known_devices(image)
+    pci = pci_state(image)
+    known = known_devices(image) if pci is None or not pci.complete else frozenset(pci.keys)
+    bdfs = {bdf for _, bdf in known}
     for _, file, device in vfio_devices(image):
-        key = device.domain or 0, device.bdf
-        if known and key not in known and device.domain is not None:
+        # The first postings tell devices apart by their BDF alone.
+        listed = (
+            device.bdf in bdfs if device.domain is None else (device.domain, device.bdf) in known
+        )
+        if (known or pci is not None) and not listed:
             findings.error(
                 "KHO-VFI-010",
                 f"{device.name} is not among the preserved PCI devices",

@@ -99,7 +99,7 @@ def judge_iommu(
     examples = {f.code: f.message for f in reversed(trial.findings.items)}
     for code, rule in _STRUCTURE.items():
         if code in met:
-            evidence.violations.append(f"{rule}: {examples[code]}")
+            evidence.violation(f"{rule}: {examples[code]}")
     if not met & set(_STRUCTURE):
         evidence.reasons.append("the three chains walk to their ends")
     for objects in (state.units, state.domains, state.devices):
@@ -313,7 +313,8 @@ def _judge_iommufd(
         np.array([s.complete for s in states], np.bool_),
         lambda i: states[i].nr_hwpts,
     )
-    states = [s for s in states if len(s.records)]
+    # What a wrong count takes for HWPTs says nothing.
+    states = [s for s in states if s.complete and len(s.records)]
     if not states:
         return evidence
     records = np.concatenate([s.records for s in states])

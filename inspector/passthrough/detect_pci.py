@@ -113,6 +113,8 @@ def _judge_slots(
 ) -> None:
     used, columns = state.used, state.columns
     evidence.constraint("no more slots in use than counted", len(state.keys) <= state.nr_devices)
+    if "refcount" not in columns or not columns["refcount"].any():
+        evidence.constraint("slots that are counted hold devices", used[: state.nr_devices])
     if "reserved" in columns:
         evidence.constraint("reserved words are 0", columns["reserved"] == 0)
     if generation.has_refcount and (generation.count_bits == 64 or string != "pci-v1"):

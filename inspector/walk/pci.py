@@ -67,8 +67,12 @@ class PciState:
         if refcount is not None and refcount.any():
             taken: npt.NDArray[np.bool_] = refcount != 0
             return taken
-        # Some revisions keep nothing in refcount: then the count alone tells.
-        return np.arange(len(self.records)) < self.nr_devices
+        # Some revisions keep nothing in refcount: then the count alone tells, and what it counts
+        # beyond the devices is empty (a host bridge, 0000:00:00.0, is never handed over).
+        shape = len(self.records), self.records.dtype.itemsize
+        raw = np.frombuffer(self.records.tobytes(), np.uint8).reshape(shape)
+        filled: npt.NDArray[np.bool_] = (raw != 0).sum(axis=1) != 0
+        return filled & (np.arange(len(self.records)) < self.nr_devices)
 
     @cached_property
     def keys(self) -> list[tuple[int, int]]:

@@ -85,6 +85,18 @@ RULE_OF_A_FAULT = {
     ("linux-6.17", "blob-beyond-memory"): "KHO-MEM-014",
     ("linux-7.3", "blob-beyond-memory"): "KHO-MEM-014",
     ("iommu-v1", "blob-beyond-memory"): "KHO-MEM-010",
+    # These make the damaged layout break a constraint, and another one breaks no more.
+    ("iommufd", "hwpt-count-over"): "KHO-IFD-001",
+    ("iommu-v1", "hwpt-count-over"): "KHO-IFD-001",
+    ("guest-memfd", "kvm-attributes-count"): "KHO-KVM-001",
+    ("guest-memfd", "kvm-attributes-twice"): "KHO-KVM-002",
+    ("vfio-rfc-v1", "vfio-config-size"): "KHO-VFI-001",
+    ("vfio-rfc-v1", "vfio-not-in-pci"): "KHO-VFI-010",
+    ("vfio-backport", "vfio-iommufd-token"): "KHO-VFI-011",
+    ("iommu-v1", "vfio-iommufd-token"): "KHO-VFI-011",
+    ("iommu-v1", "pci-duplicate"): "KHO-PCI-003",
+    ("iommu-v1", "pci-count"): "KHO-PCI-004",
+    ("vfio-rfc-v1", "pci-count"): "KHO-PCI-004",
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from abi import registry
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+from inspector.walk.luo import Flb
 
 #: The self test attaches its FLBs to every handler.
 TEST_FLB = b"liveupdate-test-flb-"
@@ -49,21 +51,43 @@ def _flb_pages(context: Context) -> None:
         )  # fmt: skip
 
 
-def _flb_users(context: Context) -> None:
-    """IOMMU counts iommufd files, PCI vfio files, HugeTLB huge memfds; never too few."""
+def _users(context: Context) -> Iterator[tuple[Flb, int]]:
+    """FLBs whose users are known, and how many files need each.
+
+    IOMMU counts iommufd files, PCI vfio files, HugeTLB huge memfds, the self test all.
+    """
     luo = context.image.luo
     if luo is None:
         return
     handlers = Counter(f.compatible.partition(b"-")[0] for _, f in luo.files())
     for flb in luo.flbs:
-        users = (
-            handlers[b"iommufd"] if flb.name.startswith(b"iommu")
-            else handlers[b"vfio"] if flb.name.startswith(b"pci")
-            else handlers[b"huge"] if flb.name.startswith(b"hugetlb")
-            else sum(handlers.values()) if flb.name.startswith(TEST_FLB)
-            else 0
-        )  # fmt: skip
+        if flb.name.startswith(TEST_FLB):
+            yield flb, sum(handlers.values())
+        for name, handler in ((b"iommu", b"iommufd"), (b"pci", b"vfio"), (b"hugetlb", b"huge")):
+            if flb.name.startswith(name):
+                yield flb, handlers[handler]
+
+
+def _flb_users(context: Context) -> None:
+    """Never too few users."""
+    for flb, users in _users(context):
         if flb.count < users:
+            context.report(
+                f"counts {flb.count} users, {users} files depend on it",
+                path=flb.path, address=flb.address + 56,
+            )  # fmt: skip
+
+
+def _flb_unused(context: Context) -> None:
+    """Nor too many: up to 7.1 files alone use an FLB."""
+    luo = context.image.luo
+    if luo is None or luo.generation.root != "fdt":
+        return
+    if not all(session.complete for session in luo.sessions):
+        context.undecidable("files are missing")
+        return
+    for flb, users in _users(context):
+        if flb.count > users:
             context.report(
                 f"counts {flb.count} users, {users} files depend on it",
                 path=flb.path, address=flb.address + 56,
@@ -152,6 +176,11 @@ RULES = (
     Rule(
         "KHO-LUO-019", ERROR, "A file's handler is unknown to every kernel.",
         "-ENOENT; every open of /dev/liveupdate fails (7.3).", test=_handlers,
+    ),
+    Rule(
+        "KHO-LUO-020", WARNING, "An FLB counts more users than there are files that need it.",
+        "It is never finished: what it keeps is lost until the next cold boot (up to 7.1).",
+        test=_flb_unused,
     ),
     Rule(
         "KHO-RSV-001", ERROR, "reserve_mem's blob or region has the wrong compatible string.",

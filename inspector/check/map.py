@@ -31,6 +31,28 @@ def _nodes_in_map(context: Context) -> None:
         context.report(f"map node {pa:#x} is itself preserved", path="/preserved", address=pa)
 
 
+def _vmalloc_blocks(context: Context) -> None:
+    """Each entry of an area is one preserved block of the area's order, or a larger one."""
+    preserved = context.image.preserved
+    if preserved is None:
+        context.undecidable("the preserved-memory map is lost")
+        return
+    page = preserved.page_size
+    for claim in context.image.survey.claims:
+        if claim.kind != "vmalloc-data" or not len(claim.starts) or int(claim.sizes[0]) <= page:
+            continue
+        orders, found = preserved.orders_at(claim.starts)
+        whole = np.uint64(page) << orders.astype(np.uint64) >= claim.sizes
+        whole &= preserved.heads_at(claim.starts)
+        # What is not preserved at all breaks another rule.
+        bad = found & ~whole & preserved.covers(claim.starts, claim.sizes)
+        for pa, size in zip(claim.starts[bad].tolist(), claim.sizes[bad].tolist(), strict=True):
+            context.report(
+                f"{pa:#x}, {size:#x} bytes, is not one preserved block", path=claim.owner,
+                address=pa,
+            )  # fmt: skip
+
+
 RULES = (
     Rule(
         "KHO-MAP-001", ERROR, "A node of the map has no usable address.",
@@ -122,5 +144,10 @@ RULES = (
     Rule(
         "KHO-VML-004", ERROR, "A block of a vmalloc area is not aligned to its order.",
         "The restore of the block fails: -EINVAL for its file.",
+    ),
+    Rule(
+        "KHO-VML-005", WARNING, "A block of a vmalloc area is not one preserved block.",
+        "7.3 looks at the mark of the first page only: the others keep theirs.",
+        "kho preserved IMAGE", _vmalloc_blocks,
     ),
 )  # fmt: skip

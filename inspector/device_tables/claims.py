@@ -16,7 +16,7 @@ from abi.errors import UsageError
 from abi.vtd import ScalableContextEntry
 from inspector import passthrough
 from inspector.device_tables import walk_root
-from inspector.device_tables.cross import root_table_of, stream_tables_of
+from inspector.device_tables.cross import level_2_handles, root_table_of, stream_tables_of
 from inspector.memory.base import U64Array
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Unit
@@ -116,14 +116,11 @@ def _smmuv3(image: Image, unit: Unit) -> None:
     handles = [unit.get("l1_strtab_lu_state")]
     for descriptor in tables.l1_descriptors().values():
         image.survey.claim(DEVICE_TABLE, unit.path, descriptor.l2_table, descriptor.entries * 64)
-    first = unit.get("l2_strtab_lu_states_phys")
-    if first and tables.table.two_level:
-        # Dense with a count in the first layout, one for each level-1 entry in the second.
-        count = unit.values.get("num_l2_tables", tables.table.l1_entries)
-        raw = survey.read(first, 8 * min(count, 1 << 16), unit.path)
-        if raw is not None:
-            image.survey.claim("struct", unit.path, first, len(raw))
-            handles += np.frombuffer(raw, "<u8").tolist()
+    level_2 = level_2_handles(survey, unit, tables)
+    if level_2 is not None:
+        first = unit.get("l2_strtab_lu_states_phys")
+        image.survey.claim("struct", unit.path, first, 8 * len(level_2))
+        handles += level_2
     for handle in handles:
         size = _handle_size(survey, unit, handle) if handle else 0
         if size:

@@ -110,6 +110,11 @@ CODES: dict[str, tuple[Severity, str, str]] = {
         "The input size of a stream does not fit the domain's vasz.",
         "The hardware starts the walk at another level than the table has.",
     ),
+    "KHO-SMM-006": (
+        Severity.ERROR,
+        "A level-2 stream table has no handle, or a handle no level-1 entry.",
+        "Only what has a handle is restored: the table is reused while the hardware reads it.",
+    ),
 }
 
 
@@ -346,11 +351,56 @@ def handle_address(survey: Survey, unit: Unit, handle: int) -> int | None:
     return int.from_bytes(raw[dma_alloc_ser.size :], "little") or None
 
 
+def level_2_handles(survey: Survey, unit: Unit, tables: StreamTables) -> list[int] | None:
+    """The handles of level-2 stream tables; None if the image lacks them or there is no array.
+
+    Dense with a count in the first layout, one for each level-1 entry in the second.
+    """
+    first = unit.get("l2_strtab_lu_states_phys")
+    if not first or not tables.table.two_level:
+        return None
+    count = unit.values.get("num_l2_tables", tables.table.l1_entries)
+    raw = survey.read(first, 8 * min(count, 1 << 16), unit.path)
+    return None if raw is None else np.frombuffer(raw, "<u8").tolist()
+
+
+def _level_2(checker: _Checker, unit: Unit, tables: StreamTables) -> None:
+    """What level-1 entries lead to is what there are handles of."""
+    if checker.booted:
+        return  # the consumer has tables of its own by then
+    handles = level_2_handles(checker.survey, unit, tables)
+    if handles is None:
+        return
+    kept = {
+        address: handle
+        for handle in handles
+        if (address := handle_address(checker.survey, unit, handle)) is not None
+    }
+    led_to = {d.l2_table: i for i, d in tables.l1_descriptors().items()}
+    for address, index in led_to.items():
+        if address not in kept:
+            checker.report(
+                "KHO-SMM-006",
+                f"level-1 entry {index:#x} leads to {address:#x}, which has no handle",
+                unit.path,
+                tables.table.base + 8 * index,
+            )
+    for address, handle in kept.items():
+        if address not in led_to:
+            checker.report(
+                "KHO-SMM-006",
+                f"no level-1 entry leads to {address:#x}, which has a handle",
+                unit.path,
+                handle,
+            )
+
+
 def _smmuv3(checker: _Checker, unit: Unit) -> None:
     tables = stream_tables_of(checker.survey, unit)
     if tables is None or not tables.supported:
         checker.report("KHO-SMM-001", "the stream table cannot be found", unit.path, unit.address)
         return
+    _level_2(checker, unit, tables)
     for device in checker.state.devices_of(unit):
         domain = checker.state.domains.at(device.domain_phys)
         stream = tables.stream(device.devid)

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kho
@@ -36,7 +37,6 @@ FIRST = ["linux-7.3", "iommufd", "iommu-v3-scalable", "smmuv3", "linux-7.1", "li
 NEEDS_THE_MACHINE = {
     "unit-token-unknown": "whether a unit exists is known to the consumer's hardware only",
     "max-pasid": "the limit is the consumer's hardware's",
-    "stream-l2-missing": "a level-2 table without streams of live devices need not be kept",
 }
 #: Faults after which nothing in the image is a root any more.
 LEAVES_NO_ROOT = {"root-magic"}
@@ -97,6 +97,8 @@ RULE_OF_A_FAULT = {
     ("iommu-v1", "pci-duplicate"): "KHO-PCI-003",
     ("iommu-v1", "pci-count"): "KHO-PCI-004",
     ("vfio-rfc-v1", "pci-count"): "KHO-PCI-004",
+    ("smmuv3", "stream-l2-missing"): "KHO-SMM-006",
+    ("smmuv3-first", "stream-l2-missing"): "KHO-SMM-006",
 }
 
 
@@ -147,6 +149,44 @@ def test_a_pointer_outside_ram_is_an_error(target: int) -> None:
     assert found["KHO-MEM-014"] == found["KHO-MEM-010"] == ["/LUO/sessions"]
     found = edited("linux-7.3.4-handoff", (file.address + 48, pointer))
     assert found["KHO-MEM-014"] == found["KHO-MEM-010"] == [file.path]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_up_to_7_1_an_flb_has_as_many_users_as_there_are_files(more: int) -> None:
+    simulated = scenario.load("iommu-v3-scalable").run()
+    luo = decode(simulated.memory).luo
+    assert luo is not None
+    for flb in luo.flbs:
+        count = (flb.count + more).to_bytes(8, "little")
+        simulated.memory.write(flb.address + 56, count)
+    found = check(decode(simulated.memory)).findings
+    assert [f.path for f in found if f.code == "KHO-LUO-020"] == [f.path for f in luo.flbs] * more
+
+
+def test_a_block_of_a_vmalloc_area_is_one_preserved_block() -> None:
+    """Two preserved pages said to be one block of order 1."""
+    name = "linux-7.3.4-handoff"
+    with kho.open(CORPUS / f"{name}.elf.zst") as image:
+        preserved = image.preserved
+        assert preserved is not None
+        pairs = (
+            (file, int(block))
+            for path, file in image.memfds()
+            if file.vmalloc is not None and len(file.vmalloc.blocks) == 1
+            for block in file.vmalloc.blocks
+            if block % 0x2000 == 0
+        )
+        file, block = next(
+            (f, b) for f, b in pairs
+            if preserved.covers(np.array([b], np.uint64), 0x2000)[0]
+            and preserved.orders_at(np.array([b], np.uint64))[0][0] == 0
+        )  # fmt: skip
+    descriptor = (2).to_bytes(4, "little") + b"\1\0" + b"\1\0"
+    with memory.open(CORPUS / f"{name}.elf.zst") as capture:
+        overlay = SparseMemory.over(capture)
+        overlay.write(file.address + 40, descriptor)
+        found = check(decode(overlay), rules=["KHO-VML"]).findings
+    assert [(f.code, f.address) for f in found] == [("KHO-VML-005", block)]
 
 
 def broken(fault: str) -> tuple[str, Image]:

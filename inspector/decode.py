@@ -275,7 +275,8 @@ def _scratch(image: Image) -> None:
 
 def _clients(image: Image) -> None:
     survey = image.survey
-    image.blobs = clients.walk_blobs(survey, image.root.generation, image.root.tree.root)
+    root = image.root
+    image.blobs = clients.walk_blobs(survey, root.generation, root.tree.root, root.address)
     for blob in image.blobs:
         if blob.name == b"memblock":
             data = clients.read_client(survey, blob)
@@ -292,7 +293,10 @@ def _clients(image: Image) -> None:
                 image.kho_test = _self_test(image, blob, data)
         elif blob.name != b"LUO":
             survey.findings.info(
-                "KHO-ROOT-008", f"nothing is known of the blob {blob.name!r}", path=blob.path
+                "KHO-ROOT-008",
+                f"nothing is known of the blob {blob.name!r}",
+                path=blob.path,
+                address=blob.address,
             )
     plain = image.kho_test is not None and image.kho_test.vmalloc is None
     described = image.kho_test is not None and image.kho_test.vmalloc is not None

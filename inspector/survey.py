@@ -206,7 +206,10 @@ class Survey:
             return False
         if len(self.nodes) >= self.max_nodes:
             self.findings.error(
-                "KHO-LST-003", f"more than {self.max_nodes} list nodes: gave up", path=path
+                "KHO-LST-003",
+                f"more than {self.max_nodes} list nodes: gave up",
+                path=path,
+                address=pa,
             )
             return False
         self.nodes[pa] = path

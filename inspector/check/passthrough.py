@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from abi.iommu import VIEW_OF_TYPE
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.image import Moment
@@ -145,7 +146,9 @@ def _behind_vtd(state: IommuState) -> npt.NDArray[np.intp]:
     devices, units = state.devices, state.units
     at = units.array.find(devices.column("iommu_phys").astype(np.uint64))
     wanted = ~devices.deleted & (at >= 0)
-    wanted[wanted] = np.array([u.view == "intel" for u in units], np.bool_)[at[wanted]]
+    # Not by the view: the second series has a type and nothing that goes with it.
+    vtd = np.array([VIEW_OF_TYPE.get(u.values.get("type", 0)) == "intel" for u in units], np.bool_)
+    wanted[wanted] = vtd[at[wanted]]
     return np.flatnonzero(wanted)
 
 

@@ -67,8 +67,13 @@ class KhoTest:
     folios: U64Array = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
-def walk_blobs(survey: Survey, generation: KhoGeneration | None, root: fdt.Node) -> list[Blob]:
-    """The blobs a root FDT registers.
+def walk_blobs(
+    survey: Survey,
+    generation: KhoGeneration | None,
+    root: fdt.Node,
+    address: int | None = None,
+) -> list[Blob]:
+    """The blobs a root FDT, which lies at ``address``, registers.
 
     Without a known generation the property that exists is taken (``preserved-data``, else
     ``fdt``). Findings: ``KHO-ROOT-004`` property missing or of the wrong length.
@@ -87,13 +92,17 @@ def walk_blobs(survey: Survey, generation: KhoGeneration | None, root: fdt.Node)
                 "KHO-ROOT-004",
                 f"{names[0].decode()} {'is missing' if value is None else 'has not 8 bytes'}",
                 path=path,
+                address=address,
             )
             continue
         size = node.get(b"blob-size")
         wants = generation is not None and generation.size_property is not None
         if wants and (size is None or len(size) != 8):
             survey.findings.error(
-                "KHO-ROOT-005", "blob-size is missing or has not 8 bytes", path=path
+                "KHO-ROOT-005",
+                "blob-size is missing or has not 8 bytes",
+                path=path,
+                address=address,
             )
         known = fdt.native_u64(size) if size is not None and len(size) == 8 else None
         found.append(Blob(path, node.name, fdt.native_u64(value), known))
@@ -148,7 +157,10 @@ def walk_reserve_mem(survey: Survey, blob: Blob, data: bytes) -> list[ReserveMem
         return []
     if memblock.MEMBLOCK_COMPATIBLE.encode() not in root.compatible:
         survey.findings.error(
-            "KHO-RSV-001", "the blob is not compatible with memblock-v1", path=blob.path
+            "KHO-RSV-001",
+            "the blob is not compatible with memblock-v1",
+            path=blob.path,
+            address=blob.address,
         )
     regions = []
     for node in root.children:
@@ -156,12 +168,18 @@ def walk_reserve_mem(survey: Survey, blob: Blob, data: bytes) -> list[ReserveMem
         start, size = node.get(b"start"), node.get(b"size")
         if start is None or size is None or len(start) != 8 or len(size) != 8:
             survey.findings.error(
-                "KHO-RSV-002", "start or size is missing or has not 8 bytes", path=path
+                "KHO-RSV-002",
+                "start or size is missing or has not 8 bytes",
+                path=path,
+                address=blob.address,
             )
             continue
         if memblock.RESERVE_MEM_COMPATIBLE.encode() not in node.compatible:
             survey.findings.error(
-                "KHO-RSV-001", "the region is not compatible with reserve-mem-v1", path=path
+                "KHO-RSV-001",
+                "the region is not compatible with reserve-mem-v1",
+                path=path,
+                address=blob.address,
             )
         region = ReserveMem(path, node.name, fdt.native_u64(start), fdt.native_u64(size))
         survey.claim("reserve-mem", path, region.start, region.size)
@@ -173,18 +191,27 @@ def walk_metadata(survey: Survey, blob: Blob, data: bytes) -> KexecMetadata | No
     """kexec-metadata. Findings ``KHO-META-001`` too short, ``-002`` unknown version."""
     if len(data) < 4:
         survey.findings.warning(
-            "KHO-META-001", f"{len(data)} bytes are too few: ignored", path=blob.path
+            "KHO-META-001",
+            f"{len(data)} bytes are too few: ignored",
+            path=blob.path,
+            address=blob.address,
         )
         return None
     version = int.from_bytes(data[:4], "little")
     if version != KHO_KEXEC_METADATA_VERSION:
         survey.findings.warning(
-            "KHO-META-002", f"version {version} is unknown: ignored", path=blob.path
+            "KHO-META-002",
+            f"version {version} is unknown: ignored",
+            path=blob.path,
+            address=blob.address,
         )
         return KexecMetadata(blob.address, version, None, None)
     if len(data) < kho_kexec_metadata.size:
         survey.findings.warning(
-            "KHO-META-001", f"{len(data)} bytes are too few: ignored", path=blob.path
+            "KHO-META-001",
+            f"{len(data)} bytes are too few: ignored",
+            path=blob.path,
+            address=blob.address,
         )
         return None
     survey.place(kho_kexec_metadata, blob.address, blob.path)
@@ -219,7 +246,9 @@ def walk_kho_test(survey: Survey, blob: Blob, data: bytes) -> KhoTest | None:
 
     magic = word(root, PROP_MAGIC)
     if magic != KHO_TEST_MAGIC:
-        survey.findings.warning("KHO-TEST-001", "magic is wrong or missing", path=blob.path)
+        survey.findings.warning(
+            "KHO-TEST-001", "magic is wrong or missing", path=blob.path, address=blob.address
+        )
     node = root.child(NODE_DATA.encode())
     count, csum = word(node, PROP_NR_FOLIOS), word(node, PROP_CSUM)
     info = node.get(PROP_FOLIOS_INFO.encode()) if node is not None else None

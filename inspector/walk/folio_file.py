@@ -150,7 +150,10 @@ def check_folios(survey: Survey, file: FolioFile) -> None:
     used = file.used
     if not used.all():
         findings.info(
-            "KHO-MFD-006", f"{int((~used).sum())} folio entries are holes (pfn 0)", path=path
+            "KHO-MFD-006",
+            f"{int((~used).sum())} folio entries are holes (pfn 0)",
+            path=path,
+            address=address,
         )
     index = file.index[used]
     span = np.uint64(1) << file.orders[used].astype(np.uint64)

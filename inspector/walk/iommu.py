@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.iommu import DELETED, INCOMING, VIEW_OF_TYPE, ArrayKind, Header, IommuGeneration
+from abi.schema import resolve
 from abi.vtd import bitmap_bits
 from inspector.memory.base import U64Array
 from inspector.survey import Survey
@@ -347,7 +348,7 @@ def walk_iommu(
             path=path,
             address=address,
         )
-    arrays = [_array(survey, generation, kind, values, path) for kind in generation.arrays]
+    arrays = [_array(survey, generation, kind, values, path, address) for kind in generation.arrays]
     units: Objects[Unit] = Objects(
         generation, generation.arrays[0], f"{path}/units", Unit, arrays[0]
     )
@@ -363,21 +364,40 @@ def walk_iommu(
     return state
 
 
+def _member(generation: IommuGeneration, name: str, page_size: int) -> int:
+    assert generation.flb is not None
+    return resolve(generation.flb, page_size).field(name).offset
+
+
 def _array(
     survey: Survey,
     generation: IommuGeneration,
     kind: ArrayKind,
     root: dict[str, Any],
     path: str,
+    address: int,
 ) -> PagedArray:
     own = f"{path}/{kind.name}"
     first = root[kind.root]
     if not first:
         survey.findings.error(
-            "KHO-IOM-002", f"{kind.root} is 0: the next kernel panics", path=own, address=None
+            "KHO-IOM-002",
+            f"{kind.root} is 0: the next kernel panics",
+            path=own,
+            address=address + _member(generation, kind.root, survey.page_size),
         )
     total = root[kind.total] if kind.total else None
-    return walk_paged_array(survey, first, kind.page, own, f"array of {kind.name}", total)
+    array = walk_paged_array(survey, first, kind.page, own, f"array of {kind.name}", total)
+    if total is not None:  # otherwise the walk goes by the pages' own counts, and says so
+        for i in np.flatnonzero(array.counts > np.uint64(array.capacity))[:64].tolist():
+            survey.findings.error(
+                "KHO-LST-005",
+                f"array of {kind.name} at {int(array.pages[i]):#x} counts {int(array.counts[i])}"
+                f" objects, capacity {array.capacity}",
+                path=own,
+                address=int(array.pages[i]) + 8,
+            )
+    return array
 
 
 def _link_views(state: IommuState) -> None:

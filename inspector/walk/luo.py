@@ -122,11 +122,11 @@ def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
     if "luo_ser" in found.generation.layouts:
         _struct_behind_fdt(survey, found, tree.root)
         return
-    found.number = _native(survey, tree.root, luo.LUO_FDT_LIVEUPDATE_NUM, "/LUO")
+    found.number = _native(survey, found, tree.root, luo.LUO_FDT_LIVEUPDATE_NUM, "/LUO")
     session = tree.root.child(luo.LUO_FDT_SESSION_NODE_NAME)
     if session is not None:
         _known_node(survey, found, session, "/LUO/sessions")
-        header = _native(survey, session, luo.LUO_FDT_SESSION_HEADER, "/LUO/sessions")
+        header = _native(survey, found, session, luo.LUO_FDT_SESSION_HEADER, "/LUO/sessions")
         if header == 0:
             survey.findings.error(
                 "KHO-LUO-002",
@@ -145,7 +145,7 @@ def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
     flb = tree.root.child(luo.LUO_FDT_FLB_NODE_NAME)
     if flb is not None:
         _known_node(survey, found, flb, "/LUO/flbs")
-        found.flbs_address = _native(survey, flb, luo.LUO_FDT_FLB_HEADER, "/LUO/flbs") or 0
+        found.flbs_address = _native(survey, found, flb, luo.LUO_FDT_FLB_HEADER, "/LUO/flbs") or 0
 
 
 def _known_node(survey: Survey, found: Luo, node: fdt.Node, path: str) -> None:
@@ -165,7 +165,7 @@ def _known_node(survey: Survey, found: Luo, node: fdt.Node, path: str) -> None:
 
 def _struct_behind_fdt(survey: Survey, found: Luo, root: fdt.Node) -> None:
     """luo-v2: the tree has nothing but its string and the address of ``struct luo_ser``."""
-    address = _native(survey, root, luo.LUO_FDT_ABI_HEADER, "/LUO")
+    address = _native(survey, found, root, luo.LUO_FDT_ABI_HEADER, "/LUO")
     luo_ser = resolve(found.generation.layouts["luo_ser"], survey.page_size)
     if not address or not survey.pointer(address, "/LUO", "luo_ser", align=8):
         found.lost.append("struct luo_ser")
@@ -184,13 +184,14 @@ def _take_root(found: Luo, values: dict[str, int]) -> None:
     found.flbs_address = values["flbs_pa"]
 
 
-def _native(survey: Survey, node: fdt.Node, name: bytes, path: str) -> int | None:
+def _native(survey: Survey, found: Luo, node: fdt.Node, name: bytes, path: str) -> int | None:
     value = node.get(name)
     if value is None or len(value) != 8:
         survey.findings.error(
             "KHO-LUO-002",
             f"property {name.decode()} {'is missing' if value is None else 'has no 8 bytes'}",
             path=path,
+            address=found.address,
         )
         return None
     return fdt.native_u64(value)
@@ -347,6 +348,10 @@ def _files(survey: Survey, generation: LuoGeneration, session: Session) -> None:
             )
             path = f"{path}@{int(at):#x}"
         seen.add(token)
+        if b"\0" not in values[name_field]:
+            survey.findings.error(
+                "KHO-LUO-008", "the handler's name is not terminated", path=path, address=int(at)
+            )
         session.files.append(
             File(path, int(at), c_string(values[name_field]), values["data"], token)
         )

@@ -132,7 +132,10 @@ def walk_pci(survey: Survey, generation: PciGeneration, address: int, path: str)
     rows, addresses, complete = _slots(survey, generation, address, values, path)
     if len(rows) > MAX_SLOTS:
         survey.findings.error(
-            "KHO-PCI-005", f"{len(rows)} slots: only {MAX_SLOTS} are decoded", path=path
+            "KHO-PCI-005",
+            f"{len(rows)} slots: only {MAX_SLOTS} are decoded",
+            path=path,
+            address=address,
         )
         rows, addresses, complete = rows[:MAX_SLOTS], addresses[:MAX_SLOTS], False
     records = np.ascontiguousarray(rows).reshape(-1).view(generation.device.dtype)

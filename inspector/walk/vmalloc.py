@@ -71,10 +71,15 @@ def walk_vmalloc(survey: Survey, descriptor: dict[str, int], path: str) -> Vmall
     empty = np.empty(0, np.uint64)
     if flags & ~KHO_VMALLOC_FLAGS:
         findings.warning(
-            "KHO-VML-002", f"unknown vmalloc flags {flags:#x}: kernels ignore them", path=path
+            "KHO-VML-002",
+            f"unknown vmalloc flags {flags:#x}: kernels ignore them",
+            path=path,
+            address=first,
         )
     if order > _MAX_ORDER:
-        findings.error("KHO-VML-001", f"vmalloc order {order} is impossible", path=path)
+        findings.error(
+            "KHO-VML-001", f"vmalloc order {order} is impossible", path=path, address=first
+        )
         return Vmalloc(first, total, flags, order, empty, empty, page, False)
     chain = follow(survey, first, path, "vmalloc chunk", limit=_chunk_limit(total, order, page))
     blocks, pages = _entries(survey, chain.pages, path)

@@ -27,16 +27,20 @@ def atomic_output(
 
     The bytes go to a temporary file in the same directory, which is synced and renamed;
     on any error, or interruption, nothing is left. An existing file is replaced only with
-    ``force`` (UsageError otherwise). ``verify`` is called with the temporary file's path
-    before that; what it raises keeps the file from being published. Raises OutputError,
-    one line, for what the system refuses: no space, no permission, no such directory.
+    ``force``, a device or pipe never (UsageError). ``verify`` is called with the temporary
+    file's path before that; what it raises keeps the file from being published. Raises
+    OutputError, one line, for what the system refuses: no space, no permission, no such
+    directory.
     """
     target = Path(path)
     name = display(str(target))
     if not force and os.path.lexists(target):
-        raise UsageError(f"{name}: exists already")
+        raise UsageError(f"{name}: exists already; --force replaces it")
     if target.is_dir():
         raise UsageError(f"{name}: is a directory")
+    if target.exists() and not target.is_file():
+        # A rename would take the place of the device itself.
+        raise UsageError(f"{name}: is a device or pipe, which cannot be replaced by a file")
     temporary: str | None = None
     try:
         fd, temporary = tempfile.mkstemp(prefix=".kho-", dir=target.parent)
@@ -68,10 +72,12 @@ def _publish(temporary: str, target: Path, force: bool) -> None:
     try:
         os.link(temporary, target)  # unlike a rename, never replaces what came meanwhile
     except FileExistsError:
-        raise UsageError(f"{display(str(target))}: exists already") from None
+        raise UsageError(f"{display(str(target))}: exists already; --force replaces it") from None
     except OSError:  # a file system without hard links
         if os.path.lexists(target):
-            raise UsageError(f"{display(str(target))}: exists already") from None
+            raise UsageError(
+                f"{display(str(target))}: exists already; --force replaces it"
+            ) from None
         os.rename(temporary, target)
         return
     os.unlink(temporary)

@@ -247,6 +247,20 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """A rename over /dev/null would leave a file there."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with (
+            pytest.raises(UsageError, match="device or pipe"),
+            atomic_output(tmp_path / name, force=True),
+        ):
+            raise AssertionError("not reached")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+
+
 def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

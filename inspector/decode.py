@@ -197,6 +197,7 @@ def _map(image: Image) -> str:
     damaged = bool(trial.candidate.violations)
     if lost and root.map_address:
         image.map_state = MapState.LOST
+        image.survey.remnants += trial.survey.claims
         nodes = trial.preserved.problems or {"nodes": 0}
         image.lost.append(
             f"the preserved-memory map ({trial.anchors - trial.anchored} of {trial.anchors}"

@@ -274,7 +274,8 @@ def _try(
     survey = Survey(memory, page_size)
     reasons: list[str] = []
     violations: list[str] = []
-    score = 4 * len(hints.get(page_size, ()))
+    # An extract says what it was told besides: that makes it no likelier.
+    score = 4 * bool(hints.get(page_size))
     mapped = address is not None
     if address is None:
         violations.append(f"the root has no property {generation.map_property}")

@@ -25,7 +25,7 @@ from inspector.memory.base import PhysicalMemory, U64Array
 from inspector.memory.elfcore import Digest, is_direct, write_core
 from inspector.memory.ranges import complement, first_difference, intersect, merged, present
 from inspector.memory.sparse import SparseMemory
-from inspector.moment import MOMENT_NOTE, SCRATCH_NOTE
+from inspector.moment import MOMENT_NOTE, REASONS_NOTE, REASONS_SEPARATOR, SCRATCH_NOTE
 from inspector.survey import Claim
 
 #: Kinds of claims that hold what user space or drivers put there.
@@ -72,9 +72,11 @@ def extract(
     content = content and not redact
     chosen, left = _split(image, content, max_file)
     kept = list(_ranges(chosen, image.page_size))
-    if image.survey.looked:
-        # What a form was told by is kept, so that it is told the same way again.
-        looked = merged(_ranges(image.survey.looked, image.page_size))
+    # What a form was told by is kept, so that it is told the same way again; and if nothing is to
+    # be hidden, what shows that something is lost.
+    told_by = image.survey.looked + (image.survey.remnants if content else [])
+    if told_by:
+        looked = merged(_ranges(told_by, image.page_size))
         left_out = merged(_ranges(left, image.page_size))
         kept += intersect(intersect(present(image.memory), looked), complement(left_out))
         kept = merged(kept)
@@ -129,6 +131,7 @@ def _notes(image: Image) -> dict[str, str]:
         **{k: v for k, v in image.memory.notes.items() if k not in ("nodename", "domainname")},
         "PAGESIZE": str(image.page_size),
         MOMENT_NOTE: str(image.moment),
+        REASONS_NOTE: REASONS_SEPARATOR.join(image.moment_reasons),
         **({SCRATCH_NOTE: image.scratch_note} if image.scratch_note else {}),
     }
 

@@ -10,6 +10,8 @@ from inspector.memory.base import PageState
 #: Notes of our own extracts: what the image they were cut from showed.
 MOMENT_NOTE = "KHO_MOMENT"
 SCRATCH_NOTE = "KHO_SCRATCH"
+REASONS_NOTE = "KHO_MOMENT_REASONS"
+REASONS_SEPARATOR = " | "
 
 
 def tell_moment(image: Image) -> None:
@@ -19,7 +21,12 @@ def tell_moment(image: Image) -> None:
     if told in set(Moment):
         image.moment = Moment(told)
         image.scratch_note = image.memory.notes.get(SCRATCH_NOTE, image.scratch_note)
-        why.append("the image is an extract, and says so")
+        reasons = image.memory.notes.get(REASONS_NOTE)
+        why += (
+            reasons.split(REASONS_SEPARATOR)
+            if reasons
+            else ["the image is an extract, and says so"]
+        )
         return
     handover = image.root.candidate.handover
     if image.map_state is MapState.LOST or (

@@ -69,6 +69,8 @@ class Survey:
     claims: list[Claim] = field(default_factory=list)
     #: What was read only to tell which form something has.
     looked: list[Claim] = field(default_factory=list)
+    #: Where something was that the booted kernel has overwritten: anything may be there now.
+    remnants: list[Claim] = field(default_factory=list)
     #: Pages a walker wanted and the image lacks: (address, object path).
     holes: list[tuple[int, str]] = field(default_factory=list)
     #: Pages (or sub-page objects) already used as a list node -> by whom.
@@ -166,6 +168,7 @@ class Survey:
         self.placed += other.placed
         self.claims += other.claims
         self.looked += other.looked
+        self.remnants += other.remnants
         self.holes += other.holes[: 65536 - len(self.holes)]
         self.nodes.update(other.nodes)
 

@@ -17,7 +17,7 @@ from abi import fdt, luo
 from abi.luo import LuoGeneration
 from abi.schema import Struct, resolve
 from inspector.memory.base import MemoryFault
-from inspector.survey import Survey
+from inspector.survey import Claim, Survey
 from inspector.text import c_string, path_component
 from inspector.walk.chain import Entries, block_entries
 
@@ -103,6 +103,9 @@ def walk_luo(
         _struct_root(survey, found, blob)
     if booted and sessions_reused(survey, generation, found.sessions_address):
         found.lost.append("the sessions (their memory was reused after boot)")
+        at = np.array([found.sessions_address], np.uint64)
+        size = np.array([survey.page_size], np.uint64)
+        survey.remnants.append(Claim("session-block", "/LUO/sessions", at, size))
     elif found.sessions_address:
         found.sessions = walk_sessions(survey, generation, found.sessions_address)
     if found.flbs_address:

@@ -32,10 +32,10 @@ def test_an_extract_dumps_as_the_image(path: Path, content: bool, tmp_path: Path
     with kho.open(path) as image:
         extract(image, out, content=content)
         before = document(image)
-    with kho.open(out, root=int(before["root"]["address"], 0)) as again:
+    with kho.open(out) as again:
         after = document(again)
-    for side in (before, after):
-        side["root"].pop("moment_reasons")
+    if content:
+        assert after == before
     same(before, after)
 
 

@@ -26,7 +26,7 @@ from inspector.cli.consume import (
     KernelSizeOption,
     WithOption,
     find_hardware,
-    size,
+    segment_sizes,
 )
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def compat(
     if not matrix and not to:
         raise UsageError("--to is missing: for which kernel?")
     from inspector import compat as judge
-    from inspector.kernel.incoming import early_scratch as early
 
+    kernel_bytes, initrd_bytes = segment_sizes(kernel_size, initrd_size)
     options = judge.Options(
         root=address(root),
-        kernel_size=size(kernel_size, early.KERNEL_SIZE),
-        initrd_size=size(initrd_size, early.INITRD_SIZE),
+        kernel_size=kernel_bytes,
+        initrd_size=initrd_bytes,
         page_size=page_size(page_size_),
     )
     if matrix:

@@ -34,7 +34,11 @@ KernelSizeOption = Annotated[
     ),
 ]
 InitrdSizeOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Size of its initrd (default 1M).")
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Size of its initrd (default 1M; 0 with a kernel outside scratch).",
+    ),
 ]
 WithOption = Annotated[
     list[str] | None,
@@ -93,17 +97,17 @@ def consume(
     with open_memory(image, regions) as memory:
         from inspector import verdict
         from inspector.kernel.incoming import consumer
-        from inspector.kernel.incoming import early_scratch as early
         from inspector.kernel.profile_file import find
 
         target = find(as_, with_ or [])
+        kernel_bytes, initrd_bytes = segment_sizes(kernel_size, initrd_size)
         booted = consumer.boot(
             memory,
             target.kernel,
             root=address(root),
             hardware=machine,
-            kernel_size=size(kernel_size, early.KERNEL_SIZE),
-            initrd_size=size(initrd_size, early.INITRD_SIZE),
+            kernel_size=kernel_bytes,
+            initrd_size=initrd_bytes,
             page_size=page_size(page_size_) or target.page_size,
             behaviours=target.behaviours,
         )
@@ -167,6 +171,14 @@ def find_hardware(name: str | None) -> Hardware | None:
     from inspector.kernel.scenario import hardware_file
 
     return hardware_file.load(name)
+
+
+def segment_sizes(kernel: str | None, initrd: str | None) -> tuple[int, int]:
+    """Bytes of the kernel and of the initrd, which lies where the kernel does."""
+    from inspector.kernel.incoming import early_scratch as early
+
+    kernel_size = size(kernel, early.KERNEL_SIZE)
+    return kernel_size, size(initrd, early.INITRD_SIZE if kernel_size else 0)
 
 
 def size(text: str | None, default: int) -> int:

@@ -15,6 +15,8 @@ from inspector.cli.app import app
 from inspector.findings import Outcome
 from inspector.kernel.profile_file import find, parse
 from inspector.kernel.toml_file import ScenarioError
+from inspector.memory.elfcore import write_core
+from inspector.memory.sparse import SparseMemory
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 MEASURED = {
@@ -140,6 +142,25 @@ def test_scratch_by_command_line() -> None:
     assert verdict["reasons"][0]["path"] == "/scratch"
 
 
+@pytest.mark.parametrize(
+    ("mib", "outcome"),
+    [(8, "taken-over"), (6, "cannot-tell"), (4, "boot-fails")],
+)
+def test_scratch_apart_from_kernel_and_initrd(mib: int, outcome: str, tmp_path: Path) -> None:
+    """As measured: 8 MiB are enough, 4 MiB are not."""
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    path = tmp_path / "small-scratch.elf"
+    with memory.open(source) as opened:
+        overlay = SparseMemory.over(opened)
+        at = int(json.loads((CORPUS / "linux-7.3.4-handoff.truth.json").read_text())[
+            "setup_data_kho"]["scratch_addr"], 0)  # fmt: skip
+        overlay.write(at + 8, (mib << 20).to_bytes(8, "little"))
+        overlay.write(at + 32 + 8, bytes(8))
+        write_core(path, overlay)
+    result = run("compat", str(path), "--to", "linux-7.3", "--kernel-size", "0", "-f", "json")
+    assert json.loads(result.stdout)["verdicts"][0]["outcome"] == outcome
+
+
 def test_a_layer_can_be_changed() -> None:
     image = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
     result = run("compat", image, "--to", "linux-7.3", "--with", "memfd=memfd-v1")
@@ -248,7 +269,6 @@ def test_behaviours(behaviour: str, fault: str, outcome: Outcome) -> None:
 
 def test_without_a_memory_map_the_end_of_memory_is_unknown(tmp_path: Path) -> None:
     from inspector.kernel import faults, scenario
-    from inspector.memory.elfcore import write_core
 
     image = scenario.load("linux-7.3").run()
     faults.inject(image, "map-block-beyond-memory")

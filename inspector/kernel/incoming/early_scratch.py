@@ -139,6 +139,8 @@ def _adequate(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
     else:
         enough, little = _ENOUGH_APART + initrd_size, _TOO_LITTLE_APART + initrd_size
         what = "scratch apart from kernel and initrd"
+        if initrd_size:
+            what = f"scratch apart from the kernel, for an initrd of {_mib(initrd_size)}"
     where = boot.handover.scratch_address if boot.handover is not None else None
     if total <= little:
         boot.reasons.add(

@@ -1,15 +1,16 @@
 """What differs between two images: objects by identity, large parts by columns.
 
-Documents are compared object by object (``objects``); preserved blocks, folios, contents
-(``columns``) and mappings (``mappings``) as columns. Where the second image is of the consumer,
-differences that a consumer always makes carry the reason.
+Documents are compared object by object (``objects``), preserved blocks and folios (``columns``)
+and mappings (``mappings``) as columns, contents of files (``contents``) a piece at a time. Where
+the second image is of the consumer, differences that a consumer always makes carry the reason.
 """
 
 from __future__ import annotations
 
 from inspector.diff import columns, mappings
 from inspector.diff.changes import Change, Diff, Kind
-from inspector.diff.objects import Comparison
+from inspector.diff.contents import contents as compare_contents
+from inspector.diff.objects import Comparison, handover
 from inspector.document import document
 from inspector.image import Image
 
@@ -32,14 +33,15 @@ def diff(
     found = Diff(limit=limit)
     comparison = Comparison(found, before, after, addresses)
     comparison.objects(document(before), document(after), "")
+    handover(found, before, after)
     if addresses:
         columns.blocks(found, before, after)
     files = dict(before.folio_files()), dict(after.folio_files())
     for path in sorted(files[0].keys() & files[1].keys()):
         one, other = files[0][path], files[1][path]
-        if addresses:
-            columns.folios(found, path, one, other)
+        columns.folios(found, path, one, other, addresses)
+        columns.descriptors(found, path, one, other)
         if contents:
-            columns.contents(found, path, (before, one), (after, other))
+            compare_contents(found, path, (before, one), (after, other))
     mappings.compare(found, before, after, addresses)
     return found

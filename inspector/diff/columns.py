@@ -1,4 +1,4 @@
-"""Preserved blocks, folios and contents of two images, compared as columns."""
+"""Preserved blocks and folios of two images, compared as columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from inspector.diff.changes import Change, Diff, Kind
 from inspector.image import Image
-from inspector.walk.folio_file import FolioFile, content
+from inspector.walk.folio_file import FolioFile
 from inspector.walk.preserved import PreservedMap
 
 
@@ -62,58 +62,54 @@ def changed_blocks(
         )
 
 
-def folios(found: Diff, path: str, one: FolioFile, other: FolioFile) -> None:
+def folios(found: Diff, path: str, one: FolioFile, other: FolioFile, addresses: bool) -> None:
     """Folios of one file: moved, added, removed; runs of neighbours are one change."""
     a, b = one.folios, other.folios
-    if len(a.pfn) == len(b.pfn) and (a.pfn == b.pfn).all() and (a.index == b.index).all():
-        if not (a.flags == b.flags).all():
-            found.add(Change(Kind.CHANGED, path, "folio flags", None, None))
+    if all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("pfn", "index", "flags")):
         return
     left, right = np.argsort(a.index, kind="stable"), np.argsort(b.index, kind="stable")
     i, j = a.index[left], b.index[right]
-    at = np.minimum(np.searchsorted(j, i), max(len(j) - 1, 0))
-    both = (j[at] == i) if len(j) else np.zeros(len(i), np.bool_)
-    moved = both & (a.pfn[left] != b.pfn[right][at] if len(j) else both)
-    gone, come = i[~both], j[~np.isin(j, i)]
-    if moved.any():
-        old, new = a.pfn[left][moved], b.pfn[right][at][moved]
+    if len(i) == len(j) and (i == j).all():
+        same = np.arange(len(i))
+        both = np.ones(len(i), np.bool_)
+    else:
+        same = np.minimum(np.searchsorted(j, i), max(len(j) - 1, 0))
+        both = (j[same] == i) if len(j) else np.zeros(len(i), np.bool_)
+    old, new = left[both], right[same[both]]
+    moved = a.pfn[old] != b.pfn[new]
+    if addresses and moved.any():
+        first = int(np.argmax(moved))
         found.add(
             Change(
                 Kind.MOVED,
                 path,
                 f"{int(moved.sum())} folios",
-                hex(int(old[0]) * one.page_size),
-                hex(int(new[0]) * other.page_size),
+                hex(int(a.pfn[old[first]]) * one.page_size),
+                hex(int(b.pfn[new[first]]) * other.page_size),
             )
         )
+    flags = a.flags[old] != b.flags[new]
+    if flags.any():
+        first = int(np.argmax(flags))
+        found.add(
+            Change(
+                Kind.CHANGED,
+                path,
+                f"flags of {int(flags.sum())} folios",
+                hex(int(a.flags[old[first]])),
+                hex(int(b.flags[new[first]])),
+            )
+        )
+    gone, come = i[~both], j[~np.isin(j, i)]
     if len(gone):
         found.add(Change(Kind.REMOVED, path, f"{len(gone)} folios", hex(int(gone[0])), None))
     if len(come):
         found.add(Change(Kind.ADDED, path, f"{len(come)} folios", None, hex(int(come[0]))))
 
 
-def contents(
-    found: Diff, path: str, one: tuple[Image, FolioFile], other: tuple[Image, FolioFile]
-) -> None:
-    """The first byte at which two files differ."""
-    if one[1].size != other[1].size:
-        return
-    left, right = (content(image.survey, file) for image, file in (one, other))
-    buffers = [b"", b""]
-    at = 0
-    sources = [left, right]
-    while at < one[1].size:
-        for side in (0, 1):
-            if not buffers[side]:
-                piece = next(sources[side], None)
-                if piece is None or piece.missing is not None:
-                    return
-                buffers[side] = bytes(piece.data) if piece.data is not None else bytes(piece.size)
-        n = min(len(buffers[0]), len(buffers[1]))
-        if buffers[0][:n] != buffers[1][:n]:
-            a, b = (np.frombuffer(x[:n], np.uint8) for x in buffers)
-            where = at + int(np.flatnonzero(a != b)[0])
-            found.add(Change(Kind.CHANGED, path, f"content from byte {where:#x} on"))
-            return
-        buffers = [x[n:] for x in buffers]
-        at += n
+def descriptors(found: Diff, path: str, one: FolioFile, other: FolioFile) -> None:
+    """The vmalloc descriptor of the list of folios, but for where it leads."""
+    for name in ("total_pages", "flags", "order"):
+        old, new = getattr(one.vmalloc, name), getattr(other.vmalloc, name)
+        if old != new:
+            found.add(Change(Kind.CHANGED, path, f"vmalloc {name}", old, new))

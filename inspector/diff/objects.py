@@ -134,3 +134,12 @@ def _by_identity(items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _short(item: dict[str, Any]) -> dict[str, Any]:
     """The scalar fields of an object: enough to recognise it."""
     return {k: v for k, v in item.items() if not isinstance(v, (dict, list)) and v is not None}
+
+
+def handover(found: Diff, before: Image, after: Image) -> None:
+    """What is handed over besides addresses, where both images have it."""
+    one, other = (image.root.candidate.handover for image in (before, after))
+    for name in ("fdt_size", "scratch_size") if one is not None and other is not None else ():
+        old, new = getattr(one, name), getattr(other, name)
+        if old != new:
+            found.add(Change(Kind.CHANGED, "/", f"hand-over {name}", old, new))

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import kho
+from inspector import memory
 from inspector.cli.app import app
+from inspector.decode import decode
 from inspector.diff import Kind, diff
 from inspector.diff.columns import changed_blocks
 from inspector.memory.sparse import SparseMemory
@@ -52,8 +54,7 @@ def test_every_difference_of_one_update_is_explained(before: str, after: str) ->
 
 
 def patch(image_path: Path, edits: list[tuple[int, bytes]]) -> object:
-    memory = kho.open_memory(image_path)
-    overlay = SparseMemory.over(memory)
+    overlay = SparseMemory.over(kho.open_memory(image_path))
     for address, data in edits:
         overlay.write(address, data)
     return kho.open(overlay)
@@ -96,6 +97,59 @@ def test_content_is_compared_on_demand() -> None:
     assert len(found) == 1
     assert found[0].path == memfd.path
     assert "0x3005" in found[0].what
+
+
+def test_what_is_missing_hides_no_difference_behind_it() -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        memfd = one.find("/LUO/sessions/vm-alpha/files/0x1111111100000004").object.state
+        pages = [int(pa) for pa in memfd.addresses[:4]]
+        with memory.open(source) as opened:
+            overlay = SparseMemory.over(opened)
+            overlay.write(pages[1] + 7, b"\xaa\xbb")
+            overlay.exclude(pages[0], 4096)
+            found = diff(one, decode(overlay), contents=True).changes
+    assert [(c.path, c.what) for c in found] == [(memfd.path, "content from byte 0x1007 on")]
+
+
+def test_a_hole_is_not_made_to_be_compared() -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        memfd = one.find("/LUO/sessions/vm-alpha/files/0x1111111100000004").object.state
+        page = int(memfd.addresses[0])
+    huge = (memfd.address + 8, (1 << 50).to_bytes(8, "little"))
+    left, right = patch(source, [huge]), patch(source, [huge, (page, b"\xaa\xbb")])
+    assert diff(left, left, contents=True).changes == []
+    assert [c.what for c in diff(left, right, contents=True).changes] == [
+        "content from byte 0x0 on"
+    ]
+    left.close()
+    right.close()
+
+
+def test_only_moves_are_hidden_with_addresses() -> None:
+    """Not folios of another index or with other flags, nor the list that they are in."""
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as one:
+        memfd = one.find("/LUO/sessions/vm-alpha/files/0x1111111100000004").object.state
+        entry = int(memfd.vmalloc.blocks[0])
+        word = one.memory.read(entry, 8)
+        clean = int.from_bytes(word, "little") & ~(1 << 52)
+        kho_data = one.root.candidate.handover.address
+        other = patch(source, [(kho_data + 8, (1024).to_bytes(8, "little"))])
+        assert [(c.path, c.what) for c in diff(one, other).changes] == [("/", "hand-over fdt_size")]
+        other.close()
+        cases = {
+            (entry, clean.to_bytes(8, "little")): {"flags of 1 folios"},
+            (entry + 8, (0x1000).to_bytes(8, "little")): {"1 folios"},
+            (memfd.address + 44, b"\x41"): {"vmalloc flags"},
+        }
+        for change, wanted in cases.items():
+            other = patch(source, [change])
+            found = diff(one, other, addresses=False).changes
+            other.close()
+            assert {c.what for c in found} == wanted
+            assert {c.path for c in found} == {memfd.path}
 
 
 PAGE = 4096

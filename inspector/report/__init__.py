@@ -7,8 +7,9 @@ names are spelled as on a terminal. The page loads nothing and works without a n
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inspector.check import check, present
 from inspector.check.rule import Report
@@ -18,6 +19,10 @@ from inspector.report.pictures import Bar, Strip, iova_strips, memory_strip, ses
 from inspector.summary import summarise
 from inspector.text import display, size_text
 from inspector.tree import Node, build
+
+if TYPE_CHECKING:
+    from inspector.kernel.profile import KernelProfile
+    from inspector.kernel.profile_file import Target
 
 #: Objects shown in the tree; a report is a page to read, not a dump.
 MAX_OBJECTS = 4000
@@ -75,24 +80,49 @@ def render(image: Image, *, source: str = "") -> str:
 
 
 def _verdicts(image: Image) -> list[Verdict]:
-    """What each released kernel would do, those that agree told together by the reader."""
+    """What each released kernel would do, and those whose series the image is of."""
     from inspector import compat
     from inspector.image import Moment
-    from inspector.kernel.profile import released
-    from inspector.kernel.profile_file import Target
 
     if image.moment is Moment.INCOMING:
         return []
     options = compat.Options(root=image.root.address, page_size=image.page_size)
     found = []
-    for kernel in released():
-        verdict = compat.judge(image.memory, Target(kernel), options)
+    for target in _targets(image):
+        verdict = compat.judge(image.memory, target, options)
         reasons = tuple(
             display(f"{r.path}: {r.message}" if r.path.strip("/") else r.message)
             for r in verdict.reasons[:3]
         )
-        found.append(Verdict(kernel.name, str(verdict.outcome), reasons))
+        found.append(Verdict(target.kernel.name, str(verdict.outcome), reasons))
     return found
+
+
+def _targets(image: Image) -> Iterator[Target]:
+    """Released kernels, and for state that none of them has the series that wrote it."""
+    from inspector.kernel.profile import SERIES, released
+    from inspector.kernel.profile_file import Target, find
+
+    layers = {k: v.generation.id for k, v in image.verdicts.items() if v.generation is not None}
+
+    def known(kernel: KernelProfile) -> int:
+        """How many layers of the image the kernel has in this form; 0 if not those of the core."""
+        own = {layer: generation.id for layer, generation in kernel.generations.items()}
+        same = layers.items() & own.items()
+        core = {layer for layer in ("kho", "luo") if layer in layers}
+        return len(same) if core <= {layer for layer, _ in same} else 0
+
+    kernels = list(released())
+    yield from map(Target, kernels)
+    most = max(map(known, kernels))
+    if most == len(layers):
+        return
+    variants = [
+        max((find(f"{k.name}+{series}") for k in reversed(kernels)), key=lambda t: known(t.kernel))
+        for series in SERIES
+    ]
+    best = max(known(target.kernel) for target in variants)
+    yield from (t for t in variants if best > most and known(t.kernel) == best)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 import kho
+from inspector.check import check
+from inspector.decode import decode
+from inspector.findings import Severity
+from inspector.kernel import scenario
+from inspector.kernel.faults import inject
 from inspector.memory.sparse import SparseMemory
 from inspector.report import render, write
 
@@ -48,6 +53,39 @@ def test_it_is_one_page_that_loads_nothing(path: Path) -> None:
     assert not any(a.get("src") or a.get("href") for _, a in tags.tags)
     assert not re.search(r"https?://", page)
     assert str(CORPUS) not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("iommu-vw-small_legacy-handoff", "linux-7.3+iommu-vw"),
+        ("iommu-v3-small_scalable-handoff", "linux-7.1+iommu-v3"),
+    ],
+)
+def test_an_outcome_for_the_series_that_wrote_the_image(name: str, kernel: str) -> None:
+    with kho.open(CORPUS / f"{name}.elf.zst") as image:
+        page = render(image)
+    rows = dict(re.findall(r"<th>(linux-[^<]*)</th>.*?<b class=.*?>([^<]*)</b>", page))
+    assert rows[kernel] == "taken-over"
+    assert rows["linux-7.3"] != "taken-over"
+
+
+def test_what_check_finds_is_counted_and_located() -> None:
+    """Not only what decoding finds by itself."""
+    simulated = scenario.load("linux-7.3").run()
+    inject(simulated, "map-scratch")
+    inject(simulated, "memfd-seals")
+    image = decode(simulated.memory)
+    page = render(image)
+    found = check(image, at_least=Severity.WARNING).findings
+    errors = sum(f.severity is Severity.ERROR for f in found)
+    card = re.search(r'<span class="error">(\d+)</span> / <span class="warning">(\d+)</span>', page)
+    assert card is not None
+    assert (int(card[1]), int(card[2])) == (errors, len(found) - errors)
+    assert errors >= 2
+    for finding in found:
+        assert finding.address is not None
+        assert hex(finding.address) in page
 
 
 def test_names_are_escaped() -> None:

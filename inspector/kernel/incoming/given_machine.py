@@ -5,6 +5,8 @@ from __future__ import annotations
 from abi import fdt
 from inspector.locate import Location, ram_of
 from inspector.memory.base import MemoryFault, PhysicalMemory, Region
+from inspector.memory.mapped import MappedMemory
+from inspector.memory.sparse import SparseMemory
 from inspector.walk.fdt import read_tree
 
 #: Containers whose regions are the machine's memory map.
@@ -14,9 +16,16 @@ _WHOLE = ("sparse", "raw")
 def ram_for(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | None:
     """Where RAM is, as the hand-over tells or all of a whole image; None if nothing tells."""
     told = ram_of(memory, location)
-    if told is None and memory.kind in _WHOLE:
+    if told is None and _container(memory) in _WHOLE:
         return memory.regions
     return told
+
+
+def _container(memory: PhysicalMemory) -> str:
+    """What an image came in; pages written over it do not tell where RAM is."""
+    while isinstance(memory, SparseMemory) and memory.base.kind != MappedMemory.kind:
+        memory = memory.base
+    return memory.kind
 
 
 def page_size_of(memory: PhysicalMemory, location: Location) -> int:

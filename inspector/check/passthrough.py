@@ -51,6 +51,18 @@ def _untyped(context: Context) -> None:
             context.report("a live unit has type 0", path=unit.path, address=unit.address)
 
 
+def _register_bases(context: Context) -> None:
+    """A unit's token is its register base, which most layouts have a second time."""
+    state = _state(context)
+    for unit in state.units.live() if state is not None else ():
+        base, token = unit.values.get("phys_addr"), unit.values.get("token")
+        if base is not None and token != base:
+            context.report(
+                f"its token is {token:#x}, its registers are at {base:#x}",
+                path=unit.path, address=unit.address,
+            )  # fmt: skip
+
+
 def _strays(context: Context) -> None:
     """What a domain maps belongs to preserved memory files."""
     image, state = context.image, _state(context)
@@ -315,6 +327,12 @@ RULES = (
         "KHO-IOM-020", WARNING, "A domain maps memory that no preserved file holds.",
         "Devices go on with DMA to memory that the next kernel uses for something else.",
         "kho pagetable IMAGE DOMAIN", _strays,
+    ),
+    Rule(
+        "KHO-IOM-021", ERROR, "A unit's token is not the address of its registers.",
+        "No unit of the machine has it: a warning, and -EINVAL for each of its devices (7.3 with"
+        " the version-word revision).",
+        test=_register_bases,
     ),
     Rule(
         "KHO-IFD-001", ERROR, "An iommufd counts more HWPTs than can be read.",

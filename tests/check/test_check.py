@@ -35,7 +35,6 @@ FIRST = ["linux-7.3", "iommufd", "iommu-v3-scalable", "smmuv3", "linux-7.1", "li
 
 #: Faults that no image shows: only a machine that differs from what was handed over would.
 NEEDS_THE_MACHINE = {
-    "unit-token-unknown": "whether a unit exists is known to the consumer's hardware only",
     "max-pasid": "the limit is the consumer's hardware's",
 }
 #: Faults after which nothing in the image is a root any more.
@@ -102,6 +101,9 @@ RULE_OF_A_FAULT = {
     ("iommu-v1", "iommu-array-count-over"): "KHO-LST-005",
     ("iommu-v2", "did-zero"): "KHO-IOM-015",
     ("iommu-v2", "did-mismatch"): "KHO-IOM-016",
+    ("iommufd", "unit-token-unknown"): "KHO-IOM-021",
+    ("iommu-v1", "unit-token-unknown"): "KHO-IOM-021",
+    ("smmuv3", "unit-token-unknown"): "KHO-IOM-021",
     ("smmuv3", "stream-l2-missing"): "KHO-SMM-006",
     ("smmuv3-first", "stream-l2-missing"): "KHO-SMM-006",
 }

@@ -176,6 +176,10 @@ class Translator:
                 np.zeros(count, np.uint8),
                 np.zeros(count, np.uint8),
             )
+            size = tree.start_entries * 8
+            if self.memory.state(tree.root, size) is not PageState.PRESENT:
+                nodes.level[:], nodes.state[:] = -1, TranslationState.MISSING
+                return nodes
             self._step(level, keys, keys, nodes)
             return nodes
         bits = np.uint64(tree.format.index_bits)

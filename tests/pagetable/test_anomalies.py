@@ -263,7 +263,10 @@ def test_root_is_missing(root: int, code: str) -> None:
     assert codes(walked) == [code]
     assert list(walked.ranges()) == []
     assert not walked.stats.complete
-    assert not walked.translate([0]).state.any()
+    assert walked.translate([0, 1 << 40]).state.tolist() == [
+        TranslationState.MISSING,
+        TranslationState.BEYOND,
+    ]
 
 
 def test_root_is_not_aligned() -> None:

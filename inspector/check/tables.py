@@ -32,9 +32,7 @@ def _walks(context: Context) -> list[Finding]:
             root = domain_root(image, domain)
             found += walk_root(image.memory, root, image=image, path=domain.path).findings.items
         except UsageError as error:
-            severity = anomalies.CODES[anomalies.BAD_TYPE][0]
-            where = domain.top_table_phys
-            found.append(Finding(anomalies.BAD_TYPE, severity, str(error), domain.path, where))
+            found.append(anomalies.impossible(error, domain.path, domain.address))
     return found
 
 

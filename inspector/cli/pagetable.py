@@ -125,33 +125,28 @@ def _show(
     if translate or reverse:
         iovas = [_number(text) for text in translate or ()]
         pas = [_number(text) for text in reverse or ()]
-        if format is Format.JSON:
-            write_json(
-                {
-                    "tables": [
-                        {
-                            "path": one.path or None,
-                            "translations": tables.translations(one.walk, iovas),
-                            "reverse": tables.reversals(one.walk, pas),
-                        }
-                        for one in shown
-                    ]
-                }
-            )
-            return 0
-        for one in shown:
-            if not plain:
-                sys.stdout.write(tables.head(one))
-            for line in tables.translation_lines(one.walk, iovas) if iovas else ():
-                sys.stdout.write(line + "\n")
-            for line in tables.reverse_lines(one.walk, pas) if pas else ():
-                sys.stdout.write(line + "\n")
-        return 0
+        return _look_up(shown, iovas, pas, format, plain)
     if format is Format.JSON:
         _json(shown, entries)
     else:
         _text(shown, entries, plain)
-    return tables.status([one.walk for one in shown])
+    return tables.status(shown)
+
+
+def _look_up(
+    shown: list[Shown], iovas: list[int], pas: list[int], format: Format, plain: bool
+) -> int:
+    from inspector.passthrough import tables
+
+    found = [tables.look_up(one, iovas, pas) for one in shown]
+    if format is Format.JSON:
+        write_json({"tables": [tables.lookup_document(one) for one in found]})
+    for one in found if format is not Format.JSON else ():
+        if not plain:
+            sys.stdout.write(tables.head(one.shown))
+        for line in tables.lookup_lines(one):
+            sys.stdout.write(line + "\n")
+    return tables.lookup_status(found)
 
 
 def _json(shown: list[Shown], entries: bool) -> None:
@@ -179,7 +174,7 @@ def _text(shown: list[Shown], entries: bool, plain: bool) -> None:
         for piece in tables.entry_lines(one) if entries else tables.range_lines(one):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
-        for line in tables.statistics_text(one.walk):
+        for line in tables.statistics_text(one):
             (sys.stderr if bare else sys.stdout).write(line + "\n")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+from abi.errors import UsageError
 from abi.pagetable.format import U64
-from inspector.findings import Findings, Severity
+from inspector.findings import Finding, Findings, Severity
 
 RESERVED: Final = "KHO-PT-001"
 MISALIGNED: Final = "KHO-PT-002"
@@ -44,6 +45,11 @@ CODES: Final = MappingProxyType(
         ROOT_ALIGNMENT: (Severity.ERROR, "the start table is not aligned to its size"),
     }
 )
+
+
+def impossible(error: UsageError, path: str, address: int) -> Finding:
+    """What to say of an object at ``address`` whose page table the format rules out."""
+    return Finding(BAD_TYPE, CODES[BAD_TYPE][0], str(error), path, address)
 
 
 class Reporter:

@@ -13,8 +13,16 @@ from abi.device_table import TableRoot
 from abi.errors import UsageError
 from inspector import passthrough
 from inspector.device_tables import walk_root
-from inspector.findings import Severity
-from inspector.pagetable import TranslationState, Walk, format_leaves, format_ranges
+from inspector.findings import Finding, Severity
+from inspector.pagetable import (
+    Reverse,
+    Translation,
+    TranslationState,
+    Walk,
+    format_leaves,
+    format_ranges,
+)
+from inspector.pagetable.anomalies import impossible
 from inspector.pagetable.columns import RangeColumns
 from inspector.passthrough.reach import domain_root
 from inspector.text import parse_integer, plural, size_text
@@ -30,21 +38,35 @@ _STATES = {
     TranslationState.INVALID: "an entry on the way is invalid",
     TranslationState.BEYOND: "beyond the address space",
 }
+_INCOMPLETE = "# not all could be read"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One page table to show: ``path`` of its domain, or "" for one that was named by address."""
+    """One page table to show: ``path`` of its domain, or "" for one that was named by address.
+
+    ``walk`` is None where a domain names a table that there cannot be, for which ``wrong``
+    says why.
+    """
 
     path: str
     root: TableRoot
-    walk: Walk
+    walk: Walk | None
+    wrong: Finding | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the last pass, or the attempt to make one, found."""
+        if self.walk is not None:
+            return self.walk.findings.items
+        return [] if self.wrong is None else [self.wrong]
 
 
 def chosen(image: Image, which: str | None) -> list[Shown]:
     """The page tables of all live domains, or of one: index, path, address, or PCI address.
 
-    Raises UsageError if there is no such domain.
+    Raises UsageError if there is no such domain. What a domain says of its table does not
+    raise: the tables of the others are shown all the same.
     """
     state = passthrough.iommu_state(image)
     if state is None:
@@ -52,13 +74,16 @@ def chosen(image: Image, which: str | None) -> list[Shown]:
             "no IOMMU state in this image; --root PA --table FORMAT --levels N shows any table"
         )
     domains = list(state.domains.live()) if which is None else [_find(image, state, which)]
-    out = []
-    for domain in domains:
-        root = domain_root(image, domain)
-        out.append(
-            Shown(domain.path, root, walk_root(image.memory, root, image=image, path=domain.path))
-        )
-    return out
+    return [_shown(image, domain) for domain in domains]
+
+
+def _shown(image: Image, domain: Domain) -> Shown:
+    root = domain_root(image, domain)
+    try:
+        walk = walk_root(image.memory, root, image=image, path=domain.path)
+    except UsageError as error:
+        return Shown(domain.path, root, None, impossible(error, domain.path, domain.address))
+    return Shown(domain.path, root, walk)
 
 
 def _find(image: Image, state: IommuState, which: str) -> Domain:
@@ -91,57 +116,34 @@ def head(shown: Shown) -> str:
 
 def range_lines(shown: Shown) -> Iterator[bytes]:
     """``0x<iova> 0x<pa> 0x<size> rwx`` lines of merged ranges, in IOVA order."""
-    return (format_ranges(chunk) for chunk in shown.walk.ranges())
+    if shown.walk is not None:
+        yield from map(format_ranges, shown.walk.ranges())
 
 
 def entry_lines(shown: Shown) -> Iterator[bytes]:
     """``0x<iova> 0x<pa> 0x<size> 0x<entry>`` lines of leaves, in IOVA order."""
-    return (format_leaves(chunk) for chunk in shown.walk.leaves())
+    if shown.walk is not None:
+        yield from map(format_leaves, shown.walk.leaves())
 
 
-def statistics_text(walk: Walk) -> Iterator[str]:
+def statistics_text(shown: Shown) -> Iterator[str]:
     """Counts of the last pass, and what it found wrong, as comments."""
-    stats = walk.stats
-    tables = ", ".join(f"{n} of level {level}" for level, n in sorted(stats.tables.items()))
-    leaves = ", ".join(f"{n:,} of {size_text(s)}" for s, n in stats.leaves_by_size.items())
-    mapped = f"{size_text(stats.mapped)} mapped"
-    ranges = f" in {plural(stats.ranges, 'range')}" if stats.ranges else ""
-    yield f"# {mapped}{ranges}; leaves: {leaves or 'none'}; tables: {tables}"
-    if not stats.complete:
-        yield "# not all could be read"
-    for found in walk.findings.items[:64]:
+    suppressed = 0
+    if shown.walk is not None:
+        stats = shown.walk.stats
+        tables = ", ".join(f"{n} of level {level}" for level, n in sorted(stats.tables.items()))
+        leaves = ", ".join(f"{n:,} of {size_text(s)}" for s, n in stats.leaves_by_size.items())
+        mapped = f"{size_text(stats.mapped)} mapped"
+        ranges = f" in {plural(stats.ranges, 'range')}" if stats.ranges else ""
+        yield f"# {mapped}{ranges}; leaves: {leaves or 'none'}; tables: {tables}"
+        if not stats.complete:
+            yield _INCOMPLETE
+        suppressed = sum(shown.walk.findings.suppressed.values())
+    for found in shown.findings[:64]:
         yield f"# {found.severity.name.lower()}: {found.message} [{found.code}]"
-    more = len(walk.findings.items) - 64 + sum(walk.findings.suppressed.values())
+    more = max(len(shown.findings) - 64, 0) + suppressed
     if more > 0:
         yield f"# and {plural(more, 'more finding')}"
-
-
-def translation_lines(walk: Walk, iovas: list[int]) -> Iterator[str]:
-    """One line an address: where it leads, or why nowhere."""
-    found = walk.translate(np.array(iovas, np.uint64))
-    for i, iova in enumerate(iovas):
-        state = TranslationState(int(found.state[i]))
-        if state is TranslationState.MAPPED:
-            rights = _RIGHTS[int(found.permissions[i]) & 7]
-            yield f"{iova:#x} {int(found.pa[i]):#x} {int(found.size[i]):#x} {rights}"
-        else:
-            yield f"{iova:#x} {_STATES[state]}"
-
-
-def reverse_lines(walk: Walk, pas: list[int]) -> Iterator[str]:
-    """``0x<pa> 0x<iova> rwx`` lines: every address that leads to each physical address."""
-    found = walk.reverse(np.array(pas, np.uint64))
-    hit = set(found.pa.tolist())
-    rows = sorted(
-        zip(found.pa.tolist(), found.iova.tolist(), found.permissions.tolist(), strict=True)
-    )
-    for pa, iova, rights in rows:
-        yield f"{pa:#x} {iova:#x} {_RIGHTS[rights & 7]}"
-    for pa in dict.fromkeys(pas):
-        if pa not in hit:
-            yield f"{pa:#x} unmapped"
-    if not found.complete:
-        yield "# there are more"
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -159,12 +161,13 @@ def json_pieces(shown: Shown, *, entries: bool) -> Iterator[str]:
     key = "entries" if entries else "ranges"
     yield json.dumps(first)[:-1] + f', "{key}": ['
     comma = ""
-    for chunk in shown.walk.leaves() if entries else shown.walk.ranges():
-        rows = _rows(chunk)
-        if rows:
-            yield comma + ", ".join(map(json.dumps, rows))
-            comma = ", "
-    yield "], " + json.dumps(statistics(shown.walk))[1:]
+    if shown.walk is not None:
+        for chunk in shown.walk.leaves() if entries else shown.walk.ranges():
+            rows = _rows(chunk)
+            if rows:
+                yield comma + ", ".join(map(json.dumps, rows))
+                comma = ", "
+    yield "], " + json.dumps(statistics(shown))[1:]
 
 
 def _rows(chunk: Any) -> list[dict[str, Any]]:
@@ -176,58 +179,153 @@ def _rows(chunk: Any) -> list[dict[str, Any]]:
     return [{"iova": hex(i), "pa": hex(p), "size": s, "entry": hex(e)} for i, p, s, e in chunk]
 
 
-def statistics(walk: Walk) -> dict[str, Any]:
+def statistics(shown: Shown) -> dict[str, Any]:
     """Counts and findings of the last pass."""
-    from inspector.document import finding
+    return {"statistics": _counts(shown.walk), "findings": _findings(shown)}
 
+
+def _counts(walk: Walk | None) -> dict[str, Any] | None:
+    if walk is None:
+        return None
     stats = walk.stats
     return {
-        "statistics": {
-            "tables": {str(level): n for level, n in sorted(stats.tables.items())},
-            "leaves": {hex(size): n for size, n in stats.leaves_by_size.items()},
-            "ranges": stats.ranges or None,
-            "bytes": stats.mapped,
-            "complete": stats.complete,
-        },
-        "findings": [finding(f) for f in walk.findings.items],
+        "tables": {str(level): n for level, n in sorted(stats.tables.items())},
+        "leaves": {hex(size): n for size, n in stats.leaves_by_size.items()},
+        "ranges": stats.ranges or None,
+        "bytes": stats.mapped,
+        "complete": stats.complete,
     }
 
 
-def translations(walk: Walk, iovas: list[int]) -> list[dict[str, Any]]:
-    """Where each address leads."""
-    found = walk.translate(np.array(iovas, np.uint64))
-    out = []
-    for i, iova in enumerate(iovas):
+def _findings(shown: Shown) -> list[dict[str, Any]]:
+    from inspector.document import finding
+
+    return [finding(f) for f in shown.findings]
+
+
+# -- single addresses -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Where input addresses lead in one table, and what leads to physical addresses.
+
+    ``translation`` and ``reverse`` are None if nothing was asked, or there is no table.
+    """
+
+    shown: Shown
+    pas: list[int]
+    translation: Translation | None
+    reverse: Reverse | None
+
+    @property
+    def states(self) -> set[TranslationState]:
+        """What became of the input addresses."""
+        if self.translation is None:
+            return set()
+        return {TranslationState(state) for state in np.unique(self.translation.state).tolist()}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every table that could have had an answer was read."""
+        missing = TranslationState.MISSING in self.states
+        return not missing and (self.reverse is None or self.reverse.complete)
+
+
+def look_up(shown: Shown, iovas: list[int], pas: list[int]) -> Lookup:
+    """Translate ``iovas``, and find what leads to ``pas``."""
+    walk = shown.walk
+    if walk is None:
+        return Lookup(shown, pas, None, None)
+    return Lookup(
+        shown,
+        pas,
+        walk.translate(np.array(iovas, np.uint64)) if iovas else None,
+        walk.reverse(np.array(pas, np.uint64)) if pas else None,
+    )
+
+
+def lookup_lines(found: Lookup) -> Iterator[str]:
+    """``0x<iova> 0x<pa> 0x<size> rwx``, or why nowhere; then ``0x<pa> 0x<iova> rwx``."""
+    if found.shown.walk is None:
+        yield from statistics_text(found.shown)
+    for row in _translations(found):
+        if row["pa"] is not None:
+            yield f"{row['iova']} {row['pa']} {row['size']:#x} {row['permissions']}"
+        else:
+            yield f"{row['iova']} {_STATES[TranslationState[row['state'].upper()]]}"
+    if found.reverse is None or found.shown.walk is None:
+        return
+    hits = _hits(found.reverse, found.pas)
+    for pa in sorted(hits):
+        for row in hits[pa]:
+            yield f"{pa:#x} {row['iova']} {row['permissions']}"
+    whole = found.shown.walk.stats.complete
+    for pa, rows in hits.items():
+        if not rows:
+            yield f"{pa:#x} {'unmapped' if whole else 'not found'}"
+    if not whole:
+        yield _INCOMPLETE
+    elif not found.reverse.complete:
+        yield "# there are more"
+
+
+def lookup_document(found: Lookup) -> dict[str, Any]:
+    """The same for programs."""
+    hits = {} if found.reverse is None else _hits(found.reverse, found.pas)
+    return {
+        "path": found.shown.path or None,
+        "translations": list(_translations(found)),
+        "reverse": [{"pa": hex(pa), "iovas": rows} for pa, rows in hits.items()],
+        "complete": found.complete,
+        "findings": _findings(found.shown) if found.shown.walk is None else [],
+    }
+
+
+def _translations(lookup: Lookup) -> Iterator[dict[str, Any]]:
+    found = lookup.translation
+    for i, iova in enumerate([] if found is None else found.iova.tolist()):
+        assert found is not None
         state = TranslationState(int(found.state[i]))
         mapped = state is TranslationState.MAPPED
-        out.append(
-            {
-                "iova": hex(iova),
-                "state": state.name.lower(),
-                "pa": hex(int(found.pa[i])) if mapped else None,
-                "size": int(found.size[i]) if mapped else None,
-                "permissions": _RIGHTS[int(found.permissions[i]) & 7] if mapped else None,
-            }
-        )
-    return out
+        yield {
+            "iova": hex(iova),
+            "state": state.name.lower(),
+            "pa": hex(int(found.pa[i])) if mapped else None,
+            "size": int(found.size[i]) if mapped else None,
+            "permissions": _RIGHTS[int(found.permissions[i]) & 7] if mapped else None,
+        }
 
 
-def reversals(walk: Walk, pas: list[int]) -> list[dict[str, Any]]:
-    """Every address that leads to each physical address."""
-    found = walk.reverse(np.array(pas, np.uint64))
+def _hits(found: Reverse, pas: list[int]) -> dict[int, list[dict[str, Any]]]:
+    """Every IOVA that leads to each address, by the address."""
     rows = zip(found.pa.tolist(), found.iova.tolist(), found.permissions.tolist(), strict=True)
     hits: dict[int, list[dict[str, Any]]] = {pa: [] for pa in pas}
     for pa, iova, rights in sorted(rows):
         hits[pa].append({"iova": hex(iova), "permissions": _RIGHTS[rights & 7]})
-    return [{"pa": hex(pa), "iovas": hits[pa]} for pa in hits]
+    return hits
 
 
-def status(walks: list[Walk]) -> int:
-    """Exit status: 1 warnings, 4 errors, 16 incomplete."""
+# -- exit status ----------------------------------------------------------------------------------
+
+
+def status(shown: list[Shown]) -> int:
+    """Exit status of whole tables: 1 warnings, 4 errors, 16 incomplete."""
     out = 0
-    for walk in walks:
-        if not walk.stats.complete:
+    for one in shown:
+        if one.walk is not None and not one.walk.stats.complete:
             out |= 16
-        for found in walk.findings.items:
+        for found in one.findings:
             out |= {Severity.ERROR: 4, Severity.WARNING: 1}.get(found.severity, 0)
+    return out
+
+
+def lookup_status(lookups: list[Lookup]) -> int:
+    """Exit status of lookups: 4 if an entry on the way is invalid, 16 if tables are missing."""
+    out = 0
+    for one in lookups:
+        if one.shown.walk is None or TranslationState.INVALID in one.states:
+            out |= 4
+        if not one.complete:
+            out |= 16
     return out

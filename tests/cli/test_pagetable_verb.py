@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import zstandard
 from conftest import CORPUS, Run
 
 SMALL = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
@@ -59,6 +60,102 @@ def test_several_addresses_behind_one_option(kho: Run) -> None:
         "0x15f1000 0x7ffffffff000 rw-",
         "0x1000 unmapped",
     ]
+
+
+def two_tables(path: Path, hole: int) -> Path:
+    """A raw image of a table at 0x1000 that maps 0x5000, and of a pointer to ``hole``."""
+    memory = bytearray(0x6000)
+    for address, word in (
+        (0x1000, 0x2003),
+        (0x2000, 0x3003),
+        (0x3000, 0x4003),
+        (0x3008, hole | 3),
+        (0x4000 + 8 * 5, 0x123003),
+    ):
+        memory[address : address + 8] = word.to_bytes(8, "little")
+    path.write_bytes(memory)
+    return path
+
+
+def test_what_a_missing_table_hides_is_not_called_unmapped(kho: Run, tmp_path: Path) -> None:
+    table = ("--root", "0x1000", "--table", "vtdss", "--levels", "4")
+    holed = two_tables(tmp_path / "holed", 0x100000)
+    result = kho("pagetable", holed, *table, "--translate", "0x5010", "0x205010", "0x6000")
+    assert result.status == 16
+    assert result.text.splitlines() == [
+        "0x5010 0x123010 0x1000 rw-",
+        "0x205010 a table on the way is missing",
+        "0x6000 unmapped",
+    ]
+    result = kho("pagetable", holed, *table, "--reverse", "0x123001", "0x124000")
+    assert result.status == 16
+    assert result.text.splitlines() == [
+        "0x123001 0x5001 rw-",
+        "0x124000 not found",
+        "# not all could be read",
+    ]
+    result = kho("pagetable", holed, *table, "--reverse", "0x124000", "--format", "json")
+    assert result.status == 16
+    assert json.loads(result.out)["tables"][0]["complete"] is False
+    whole = two_tables(tmp_path / "whole", 0x5000)
+    result = kho("pagetable", whole, *table, "--reverse", "0x124000", "--translate", "0x205000")
+    assert (result.status, result.text) == (0, "0x205000 unmapped\n0x124000 unmapped\n")
+
+
+def test_a_start_table_that_is_not_in_the_image_hides_everything(kho: Run, tmp_path: Path) -> None:
+    image = two_tables(tmp_path / "image", 0x5000)
+    table = ("--root", "0x40000000", "--table", "vtdss", "--levels", "4")
+    result = kho("pagetable", image, *table, "--translate", "0x5000", "0x205000")
+    assert result.status == 16
+    assert result.text == (
+        "0x5000 a table on the way is missing\n0x205000 a table on the way is missing\n"
+    )
+
+
+def test_an_invalid_entry_on_the_way_is_an_error(kho: Run, tmp_path: Path) -> None:
+    image = two_tables(tmp_path / "image", 0x5000)
+    words = bytearray(image.read_bytes())
+    words[0x2000] |= 0x80  # a leaf of 1 TiB, which there is not
+    words[0x1000] |= 0x80
+    image.write_bytes(words)
+    table = ("--root", "0x1000", "--table", "vtdss", "--levels", "4")
+    result = kho("pagetable", image, *table, "--translate", "0x5000")
+    assert (result.status, result.text) == (4, "0x5000 an entry on the way is invalid\n")
+
+
+def domain_changed(path: Path, offset: int, value: int) -> Path:
+    """The small capture with a word of its second domain object changed."""
+    with SMALL.open("rb") as file:
+        core = bytearray(zstandard.ZstdDecompressor().stream_reader(file).read())
+    first, count = int.from_bytes(core[32:40], "little"), int.from_bytes(core[56:58], "little")
+    wanted = 0x221F038 + offset
+    for header in range(first, first + 56 * count, 56):
+        at, pa, size = (int.from_bytes(core[header + n :][:8], "little") for n in (8, 24, 32))
+        if pa <= wanted < pa + size:
+            core[at + wanted - pa : at + wanted - pa + 8] = value.to_bytes(8, "little")
+    path.write_bytes(core)
+    return path
+
+
+@pytest.mark.parametrize(("offset", "value"), [(16, 9), (16, (1 << 64) - 1), (8, 0x9BE003)])
+def test_a_domain_that_cannot_be_walked_hides_no_other(
+    kho: Run, tmp_path: Path, offset: int, value: int
+) -> None:
+    image = domain_changed(tmp_path / "image.elf", offset, value)
+    result = kho("pagetable", image)
+    assert result.status == 4
+    assert "domains/0: vtdss" in result.text
+    assert "domains/2: vtdss" in result.text
+    assert [line for line in result.text.splitlines() if "KHO-PT-008" in line]
+    result = kho("pagetable", image, "1", "--entries", "--format", "json")
+    assert result.status == 4
+    [table] = json.loads(result.out)["tables"]
+    assert table["entries"] == []
+    assert table["statistics"] is None
+    assert [f["code"] for f in table["findings"]] == ["KHO-PT-008"]
+    result = kho("pagetable", image, "1", "--translate", "0x1000", "--reverse", "0x15b8000")
+    assert result.status == 4
+    assert result.text.startswith("# error: ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ page tables as :class:`abi.device_table.TableRoot`, which ``kho pagetable`` walk
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from inspector.image import Image
     from inspector.memory.base import PhysicalMemory, U64Array
     from inspector.pagetable import Walk
+
+#: Fewer bits of input address than a page has are no width.
+_NARROWEST: Final = 12
 
 
 def walk_root(
@@ -34,7 +37,9 @@ def walk_root(
     from inspector.image import MapState
     from inspector.pagetable import walk
 
-    bits = root.input_bits if root.format.startswith("lpae") else None
+    bits = root.input_bits
+    if not root.format.startswith("lpae") and not _NARROWEST <= bits <= 64:
+        bits = 0  # no width; only Arm tables cannot be read without
     preserved: Callable[[U64Array], npt.NDArray[np.bool_]] | None = None
     if image is not None and image.preserved is not None and image.map_state is MapState.INTACT:
         covers, size = image.preserved.covers, image.page_size

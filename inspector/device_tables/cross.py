@@ -226,6 +226,8 @@ def _sound(
         domains.column("top_table_phys")[at[known]].astype(np.uint64),
         domains.column("top_level")[at[known]].astype(np.uint64) + np.uint64(1),
     )
+    if "sign_extend" in domains.columns:  # in legacy mode there is no first stage
+        sound[known] &= domains.column("sign_extend")[at[known]] == 0
     return sound
 
 
@@ -314,6 +316,16 @@ def _page_table(checker: _Checker, device: Device, domain: Domain, found: Attach
             "KHO-VTD-006",
             f"{device.name}: the hardware walks {root.address:#x}, the domain{parent} has"
             f" {domain.top_table_phys:#x}",
+            device.path,
+            at,
+        )
+    first_stage = root.format == "x86-64"
+    if domain.sign_extend is not None and first_stage != bool(domain.sign_extend):
+        stages = ("second", "first")
+        checker.report(
+            "KHO-VTD-006",
+            f"{device.name}: the hardware walks a {stages[first_stage]}-stage table, the domain"
+            f" has a {stages[not first_stage]}-stage one (sign_extend {domain.sign_extend})",
             device.path,
             at,
         )

@@ -29,7 +29,7 @@ _GRANULES = {0x1000: "4k", 0x4000: "16k", 0x10000: "64k"}
 
 
 def domain_root(image: Image, domain: Domain) -> TableRoot:
-    """A domain's page table. Its format follows from the units: the objects do not say it."""
+    """A domain's page table. Its format is not named; it follows from units and address space."""
     state = passthrough.iommu_state(image)
     units = state.units_of(domain) if state is not None else []
     if not units and state is not None:
@@ -38,7 +38,27 @@ def domain_root(image: Image, domain: Domain) -> TableRoot:
     if any(unit.view == "smmuv3" for unit in units):
         granule = _GRANULES[image.page_size]
         return TableRoot(f"lpae-s2-{granule}", domain.top_table_phys, domain.levels, bits)
-    return TableRoot("vtdss", domain.top_table_phys, domain.levels, bits)
+    format = "x86-64" if _is_first_stage(image, domain) else "vtdss"
+    return TableRoot(format, domain.top_table_phys, domain.levels, bits)
+
+
+def _is_first_stage(image: Image, domain: Domain) -> bool:
+    """Whether a VT-d domain has a first-stage table, whose addresses are sign-extended.
+
+    Before 2026-04 the object does not tell: then the PASID entry of a device does.
+    """
+    if domain.sign_extend is not None:
+        return domain.sign_extend != 0
+    state = passthrough.iommu_state(image)
+    for index in state.users_of(domain)[:1].tolist() if state is not None else ():
+        assert state is not None
+        device = state.devices[index]
+        unit = state.units.at(device.iommu_phys)
+        found = Hardware(image).of(device, unit) if unit is not None else None
+        if isinstance(found, Attachment):
+            wanted = "x86-64", domain.top_table_phys
+            return any((root.format, root.address) == wanted for root in found.roots)
+    return False
 
 
 class MemoryFiles:

@@ -105,6 +105,11 @@ class Domain(IommuObject):
         return self.values.get("vasz")
 
     @property
+    def sign_extend(self) -> int | None:
+        """1: input addresses are canonical, as of a first stage; None before 2026-04."""
+        return self.values.get("sign_extend")
+
+    @property
     def restored_domain(self) -> int:
         """Kernel pointer that the consumer wrote, 0 before."""
         return self.get("restored_domain")

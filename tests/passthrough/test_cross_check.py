@@ -42,6 +42,7 @@ class Changed:
             state = passthrough.iommu_state(image)
             assert state is not None
             self.unit = state.units[0]
+            self.domain = state.domains[0]
             self.device = next(d for d in state.devices if d.devid == DEVID)
             root = root_table_of(Survey(image.memory, 4096), state, self.unit)
             found = root.attachment(DEVID)
@@ -69,6 +70,7 @@ CHANGES: list[tuple[str, Callable[[Changed], None], set[str]]] = [
     (LEGACY, lambda c: c.flip(c.context + 8, 1 << 9), {"KHO-VTD-005"}),
     (LEGACY, lambda c: c.flip(c.context, 1 << 12), {"KHO-VTD-006"}),
     (LEGACY, lambda c: c.flip(c.context, 2 << 2), {"KHO-VTD-006"}),
+    (LEGACY, lambda c: c.flip(c.domain.address + 24, 1 << 32), {"KHO-VTD-006"}),
     (LEGACY, lambda c: c.flip(c.context + 8, 1), {"KHO-VTD-007"}),
     (LEGACY, lambda c: c.flip(c.context, 1 << 4), {"KHO-VTD-011"}),
     (LEGACY, lambda c: c.flip(c.context + 16, 1), {"KHO-VTD-009"}),

@@ -19,6 +19,8 @@ from inspector import passthrough
 from inspector.cli.app import app
 from inspector.device_tables import walk_root
 from inspector.image import Image
+from inspector.kernel import scenario
+from inspector.memory.sparse import SparseMemory
 from inspector.passthrough import reach
 
 CORPUS = Path(__file__).parents[2] / "corpus"
@@ -154,6 +156,100 @@ def test_shares_are_what_a_page_by_page_count_gives(
         4096 * sum(p in mine for start, n in ranges for p in range(start, start + n))
         for mine in own
     ]
+
+
+FIRST_STAGE = """
+kernel = "{kernel}"
+[machine]
+ram = ["1G"]
+[[machine.iommu]]
+base = 0xfed90000
+scalable = true
+[[machine.device]]
+bdf = "0000:00:03.0"
+count = 2
+[[session]]
+name = "vm"
+[[session.file]]
+token = 1
+id = "memory"
+size = "2M"
+huge = true
+seals = ["seal", "shrink", "grow"]
+[[session.file]]
+type = "iommufd"
+token = 2
+id = "iommufd"
+[[session.file.ioas]]
+name = "space"
+map = [
+  {{ file = "memory", size = "8K", iova = 0x5000, access = "r" }},
+  {{ file = "memory", size = "2M", iova = 0x40000000 }},
+]
+[[session.file.hwpt]]
+name = "first"
+ioas = "space"
+token = 3
+first_stage = true
+[[session.file.hwpt]]
+name = "second"
+ioas = "space"
+token = 4
+[[session.file]]
+type = "vfio-pci"
+token = 5
+bdf = "0000:00:03.0"
+iommufd = "iommufd"
+hwpt = "first"
+[[session.file]]
+type = "vfio-pci"
+token = 6
+bdf = "0000:00:03.1"
+iommufd = "iommufd"
+hwpt = "second"
+"""
+
+
+@pytest.mark.parametrize("series", ["iommu-v1", "iommu-v3", "iommu-vw"])
+def test_first_stage_domains_are_read_as_such(series: str) -> None:
+    """Their entries would pass for second-stage ones with other rights and other addresses."""
+    made = scenario.parse(FIRST_STAGE.format(kernel=f"linux-7.1+{series}")).run()
+    with kho.open(made.memory) as image:
+        state = passthrough.iommu_state(image)
+        assert state is not None
+        first, second = state.domains
+        roots = [reach.domain_root(image, domain) for domain in (first, second)]
+        assert [root.format for root in roots] == ["x86-64", "vtdss"]
+        one, other = (list(mapped(image, root).items()) for root in roots)
+        assert one == other
+        assert [rights for _, (_, rights) in one[:3]] == ["r", "r", "rw"]
+        assert [found.disagreements for found in reach.devices(image)] == [(), ()]
+        pte = made.memory.u64(first.top_table_phys) & ~0xFFF
+        top = first.top_table_phys
+        made.memory.write(top + 8 * 511, (pte | 0x27).to_bytes(8, "little"))
+    with kho.open(made.memory) as image:
+        upper = max(mapped_of(image, roots[0]))
+    assert upper == (0xFFFFFF8000000000 + 0x40000000 >> 12) + 511
+
+
+def mapped_of(image: Image, root: TableRoot) -> list[int]:
+    """The mapped pages of the IOVA space, whatever else is wrong with the table."""
+    walk = walk_root(image.memory, root)
+    return [(i >> 12) + n for c in walk.ranges() for i, _, s, _ in c for n in range(s >> 12)]
+
+
+def test_entries_beyond_the_width_of_a_domain_are_found() -> None:
+    with kho.open(CORPUS / "iommu-vw-small_legacy-handoff.elf.zst") as image:
+        state = passthrough.iommu_state(image)
+        assert state is not None
+        memory, domain = SparseMemory.over(image.memory), state.domains[0]
+    for vasz, codes in ((48, set()), (39, {"KHO-PT-011"}), (0, set()), (255, set())):
+        memory.write(domain.address + 24, vasz.to_bytes(4, "little"))
+        with kho.open(memory) as image:
+            state = passthrough.iommu_state(image)
+            assert state is not None
+            root = reach.domain_root(image, state.domains[0])
+            assert {f.code for f in walk_root(image.memory, root).findings.items} == codes
 
 
 def test_the_verb() -> None:

@@ -210,6 +210,11 @@ def context_index(devfn: int, scalable: bool) -> tuple[int, int]:
     return (devfn >> 7, devfn & 0x7F) if scalable else (0, devfn)
 
 
+def directory_entries(max_pasid: int) -> int:
+    """Entries of a PASID directory for so many PASIDs, as a context entry can say it (PDTS)."""
+    return 1 << max(7, (max_pasid >> 6).bit_length() - 1)
+
+
 def bitmap_bits(bitmap: Sequence[int]) -> frozenset[int]:
     """The set bits of ``context_tables_bitmap``: bus * 2 + half of the root entry."""
     return frozenset(64 * i + b for i, w in enumerate(bitmap) for b in range(64) if w >> b & 1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from abi import vtd
 from abi.device_table import TableRoot
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.vtd import ContextEntry, PasidEntry, Pgtt, ScalableContextEntry
@@ -262,6 +263,15 @@ def _attachment(
                 "KHO-VTD-010",
                 f"{device.name}: the hardware's PASID directory is {entry.pasid_directory:#x},"
                 f" the object's {device.pasid_table:#x}",
+                device.path,
+                found.address,
+            )
+        covered = vtd.directory_entries(device.get("max_pasid"))
+        if device.pasid_table and entry.directory_entries != covered:
+            checker.report(
+                "KHO-VTD-010",
+                f"{device.name}: the hardware's PASID directory has {entry.directory_entries}"
+                f" entries, for the object's max_pasid it has {covered}",
                 device.path,
                 found.address,
             )

@@ -33,10 +33,6 @@ SCENARIOS = sorted(set(scenario.shipped()) - LARGE)
 FIRST = ["linux-7.3", "iommufd", "iommu-v3-scalable", "smmuv3", "linux-7.1", "linux-6.17",
          "linux-6.19", "unpreserve", "vfio-rfc-v1", "iommu-v1"]  # fmt: skip
 
-#: Faults that no image shows: only a machine that differs from what was handed over would.
-NEEDS_THE_MACHINE = {
-    "max-pasid": "the limit is the consumer's hardware's",
-}
 #: Faults after which nothing in the image is a root any more.
 LEAVES_NO_ROOT = {"root-magic"}
 #: Faults that kernels accept, so that they are worth a note at most.
@@ -210,8 +206,6 @@ def broken(fault: str) -> tuple[str, Image]:
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_every_fault_is_caught(fault: str, tmp_path: Path) -> None:
     """And what has it can be sent to others: an extract is compared before it is there."""
-    if fault in NEEDS_THE_MACHINE:
-        pytest.skip(NEEDS_THE_MACHINE[fault])
     if fault in LEAVES_NO_ROOT:
         with pytest.raises(kho.KhoError, match="no KHO root"):
             broken(fault)

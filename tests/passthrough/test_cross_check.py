@@ -77,6 +77,7 @@ CHANGES: list[tuple[str, Callable[[Changed], None], set[str]]] = [
     (SCALABLE, lambda c: c.flip(c.context, 1 << 4), {"KHO-VTD-008"}),
     (SCALABLE, lambda c: c.flip(c.context, 1 << 5), {"KHO-VTD-011"}),
     (SCALABLE, lambda c: c.flip(c.device.address + 40, 1 << 12), {"KHO-VTD-010"}),
+    (SCALABLE, lambda c: c.flip(c.device.address + 48, 3 << 14), {"KHO-VTD-010"}),
     (SCALABLE, lambda c: c.flip(c.pasid, 1), {"KHO-VTD-004"}),
     (SCALABLE, lambda c: c.flip(c.pasid + 8, 1), {"KHO-VTD-005"}),
     (SCALABLE, lambda c: c.flip(c.pasid, 1 << 13), {"KHO-VTD-006"}),

@@ -18,6 +18,7 @@ from inspector.kernel import scenario
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.machine import GiB, Machine, small_machine
 from inspector.kernel.machine.hardware import Hardware, PciDevice, Unit, UnitType, parse_bdf
+from inspector.kernel.outgoing.iommu_drivers import stage_2
 from inspector.kernel.outgoing.iommufd import Iommufd
 from inspector.kernel.outgoing.iopt import PageTable
 from inspector.kernel.outgoing.kernel import Image, Kernel
@@ -547,6 +548,23 @@ def test_interrupts_must_be_off_at_freeze() -> None:
         kernel.kexec()
     vfio.irqs = False
     kernel.kexec()
+
+
+@pytest.mark.parametrize(
+    ("page_size", "input_bits", "levels", "top_entries"),
+    [
+        (0x1000, 40, 3, 1024), (0x1000, 42, 3, 4096), (0x1000, 44, 4, 32), (0x1000, 39, 3, 512),
+        (0x4000, 40, 2, 32768), (0x4000, 42, 3, 64), (0x4000, 44, 3, 256), (0x4000, 48, 3, 4096),
+        (0x10000, 42, 2, 8192), (0x10000, 44, 3, 4), (0x10000, 48, 3, 64),
+    ],
+)  # fmt: skip
+def test_start_tables_are_concatenated_where_linux_must(
+    page_size: int, input_bits: int, levels: int, top_entries: int
+) -> None:
+    unit = Unit(base=0x9050000, type=UnitType.ARM_SMMUV3, input_bits=input_bits)
+    table = stage_2(machine(page_size), unit)
+    assert (table.levels, table.top_entries) == (levels, top_entries)
+    assert table.top % (top_entries * 8) == 0
 
 
 @pytest.mark.parametrize("page_size", [0x1000, 0x10000])

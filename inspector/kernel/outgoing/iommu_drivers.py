@@ -64,7 +64,7 @@ class IommuDrivers:
     def new_domain(self, unit: Unit, *, first_stage: bool = False) -> Domain:
         """An empty domain for devices behind a unit. Raises EOPNOTSUPP, ENOMEM."""
         if unit.type is UnitType.ARM_SMMUV3:
-            return Domain(_stage_2(self.machine, unit))
+            return Domain(stage_2(self.machine, unit))
         if first_stage:
             if not unit.scalable:
                 raise KernelErrno("EOPNOTSUPP", "first stage needs scalable mode")
@@ -75,13 +75,14 @@ class IommuDrivers:
         return Domain(PageTable(self.machine, "vtdss", unit.levels, bits, unit.page_sizes))
 
 
-def _stage_2(machine: Machine, unit: Unit) -> PageTable:
+def stage_2(machine: Machine, unit: Unit) -> PageTable:
     """A stage-2 table: start level by input size, concatenated where Linux must."""
     granule = machine.page_shift
     per_level = granule - 3
     levels = -(-(unit.input_bits - granule) // per_level)
     top_bits = unit.input_bits - granule - (levels - 1) * per_level
-    if levels == 4 and top_bits <= 4 and (granule == 14 or unit.input_bits in (40, 42)):
+    mandatory = {(12, 4): (40, 42), (14, 4): (48,), (14, 3): (40,)}.get((granule, levels), ())
+    if top_bits <= 4 and unit.input_bits in mandatory:
         levels -= 1
     name = {12: "4k", 14: "16k", 16: "64k"}[granule]
     return PageTable(machine, f"lpae-s2-{name}", levels, unit.input_bits, unit.page_sizes)

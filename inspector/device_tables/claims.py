@@ -13,6 +13,7 @@ import numpy as np
 
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
 from abi.errors import UsageError
+from abi.pagetable import lookup
 from abi.vtd import ScalableContextEntry
 from inspector import passthrough
 from inspector.device_tables import walk_root
@@ -78,11 +79,7 @@ def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | N
             pages = walk.table_pages
         except UsageError:
             continue
-        image.survey.claim(PAGE_TABLE, domain.path, pages, _table_size(image, root.format))
-
-
-def _table_size(image: Image, format: str) -> int:
-    return image.page_size if format.startswith("lpae") else 0x1000
+        image.survey.claim(PAGE_TABLE, domain.path, pages, lookup(root.format).granule)
 
 
 def _vtd(image: Image, state: IommuState, unit: Unit) -> None:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from abi import vtd
 from abi.device_table import TableRoot
 from abi.dma_alloc import dma_alloc_ser, dma_alloc_ser_a
+from abi.smmuv3 import SteConfig
 from abi.vtd import ContextEntry, PasidEntry, Pgtt, ScalableContextEntry
 from inspector import passthrough
-from inspector.device_tables.smmuv3 import StreamTables
+from inspector.device_tables.smmuv3 import Stream, StreamTables
 from inspector.device_tables.vtd import Attachment, RootTable
 from inspector.findings import Findings, Severity
 from inspector.image import Moment
@@ -115,6 +116,16 @@ CODES: dict[str, tuple[Severity, str, str]] = {
         Severity.ERROR,
         "A level-2 stream table has no handle, or a handle no level-1 entry.",
         "Only what has a handle is restored: the table is reused while the hardware reads it.",
+    ),
+    "KHO-SMM-007": (
+        Severity.WARNING,
+        "The granule and start level of a stream do not fit the domain's top_level.",
+        "The hardware would walk another number of levels; top_level here is inferred.",
+    ),
+    "KHO-SMM-008": (
+        Severity.WARNING,
+        "Reserved bits are set in a stream table entry.",
+        "The hardware may refuse the entry and block the device.",
     ),
 }
 
@@ -424,7 +435,6 @@ def _smmuv3(checker: _Checker, unit: Unit) -> None:
         return
     _level_2(checker, unit, tables)
     for device in checker.state.devices_of(unit):
-        domain = checker.state.domains.at(device.domain_phys)
         stream = tables.stream(device.devid)
         if stream is None or not stream.entry.valid:
             checker.report(
@@ -433,30 +443,66 @@ def _smmuv3(checker: _Checker, unit: Unit) -> None:
                 device.path,
                 stream.address if stream else device.address,
             )
-            continue
-        entry = stream.entry
-        if not entry.stage_2 or domain is None:
-            continue
-        if entry.s2ttb != domain.top_table_phys:
+        else:
+            _stream(checker, device, stream)
+
+
+def _stream(checker: _Checker, device: Device, stream: Stream) -> None:
+    entry, at = stream.entry, stream.address
+    domain = checker.state.domains.at(device.domain_phys)
+    if entry.reserved:
+        names = ", ".join(entry.reserved)
+        checker.report("KHO-SMM-008", f"{device.name}: reserved bits set: {names}", device.path, at)
+    if not entry.stage_1 and not entry.stage_2 and entry.config != SteConfig.BYPASS:
+        checker.report(
+            "KHO-SMM-002",
+            f"{device.name}: its stream table entry says abort (Config {entry.config})",
+            device.path,
+            at,
+        )
+        return
+    if domain is None:
+        return
+    if not entry.stage_2:
+        if domain.top_table_phys not in {root.address for root in stream.roots}:
+            kind = "stage 1 only" if entry.stage_1 else "bypass"
             checker.report(
                 "KHO-SMM-003",
-                f"{device.name}: the hardware walks {entry.s2ttb:#x}, the domain has"
+                f"{device.name}: the tables say {kind}, the domain has table"
                 f" {domain.top_table_phys:#x}",
                 device.path,
-                stream.address,
+                at,
             )
-        if entry.s2vmid != device.attachment_id:
-            checker.report(
-                "KHO-SMM-004",
-                f"{device.name}: VMID {entry.s2vmid}, attachment_id {device.attachment_id}",
-                device.path,
-                stream.address,
-            )
-        if domain.vasz is not None and 64 - entry.s2t0sz != domain.vasz:
-            checker.report(
-                "KHO-SMM-005",
-                f"{device.name}: input addresses of {64 - entry.s2t0sz} bits, the domain has"
-                f" {domain.vasz}",
-                device.path,
-                stream.address,
-            )
+        return
+    if entry.s2ttb != domain.top_table_phys:
+        checker.report(
+            "KHO-SMM-003",
+            f"{device.name}: the hardware walks {entry.s2ttb:#x}, the domain has"
+            f" {domain.top_table_phys:#x}",
+            device.path,
+            at,
+        )
+    if entry.s2vmid != device.attachment_id:
+        checker.report(
+            "KHO-SMM-004",
+            f"{device.name}: VMID {entry.s2vmid}, attachment_id {device.attachment_id}",
+            device.path,
+            at,
+        )
+    if domain.vasz is not None and 64 - entry.s2t0sz != domain.vasz:
+        checker.report(
+            "KHO-SMM-005",
+            f"{device.name}: input addresses of {64 - entry.s2t0sz} bits, the domain has"
+            f" {domain.vasz}",
+            device.path,
+            at,
+        )
+    root = entry.root
+    if root is None or root.levels != domain.levels:
+        walked = f"{root.levels} levels" if root is not None else "a granule that there is not"
+        checker.report(
+            "KHO-SMM-007",
+            f"{device.name}: the hardware walks {walked}, the domain has {domain.levels} levels",
+            device.path,
+            at,
+        )

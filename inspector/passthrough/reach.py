@@ -36,29 +36,27 @@ def domain_root(image: Image, domain: Domain) -> TableRoot:
         units = list(state.units.live()) or list(state.units)
     bits = domain.vasz or 0
     if any(unit.view == "smmuv3" for unit in units):
-        granule = _GRANULES[image.page_size]
-        return TableRoot(f"lpae-s2-{granule}", domain.top_table_phys, domain.levels, bits)
-    format = "x86-64" if _is_first_stage(image, domain) else "vtdss"
-    return TableRoot(format, domain.top_table_phys, domain.levels, bits)
+        # What the tables do not tell is as Linux prefers it: the granule of its pages.
+        walked = _hardware_format(image, domain) or f"lpae-s2-{_GRANULES[image.page_size]}"
+    elif domain.sign_extend is not None:
+        walked = "x86-64" if domain.sign_extend else "vtdss"
+    else:
+        walked = _hardware_format(image, domain) or "vtdss"
+    return TableRoot(walked, domain.top_table_phys, domain.levels, bits)
 
 
-def _is_first_stage(image: Image, domain: Domain) -> bool:
-    """Whether a VT-d domain has a first-stage table, whose addresses are sign-extended.
-
-    Before 2026-04 the object does not tell: then the PASID entry of a device does.
-    """
-    if domain.sign_extend is not None:
-        return domain.sign_extend != 0
+def _hardware_format(image: Image, domain: Domain) -> str | None:
+    """The format as which the hardware walks a domain's table for a device; None if unknown."""
     state = passthrough.iommu_state(image)
     for index in state.users_of(domain)[:1].tolist() if state is not None else ():
         assert state is not None
         device = state.devices[index]
         unit = state.units.at(device.iommu_phys)
         found = Hardware(image).of(device, unit) if unit is not None else None
-        if isinstance(found, Attachment):
-            wanted = "x86-64", domain.top_table_phys
-            return any((root.format, root.address) == wanted for root in found.roots)
-    return False
+        for root in found.roots if found is not None else ():
+            if root.address == domain.top_table_phys:
+                return root.format
+    return None
 
 
 class MemoryFiles:

@@ -15,6 +15,7 @@ from inspector.device_tables.claims import claim_tables
 from inspector.device_tables.cross import CODES, cross_check, root_table_of
 from inspector.image import Image
 from inspector.memory.sparse import SparseMemory
+from inspector.passthrough.reach import domain_root
 from inspector.survey import Survey
 from inspector.walk.iommu import walk_iommu
 
@@ -137,7 +138,7 @@ class SmmuImage:
             "hdr": {"ref_count": 1}, "token": 0x9050000, "type": 2,
             "smmuv3": {"strtab_base_cfg": 0x10210, "l1_strtab_lu_state": handle},
         }  # fmt: skip
-        domain = {"hdr": {"ref_count": 1}, "top_table_phys": self.table, "top_level": 2, "vasz": 44}
+        domain = {"hdr": {"ref_count": 1}, "top_table_phys": self.table, "top_level": 3, "vasz": 44}
         device = {
             "hdr": {"ref_count": 1}, "devid": self.sid,
             "domain_iommu_ser": {"attachment_id": 7, "domain_phys": 0x11010, "iommu_phys": 0x10010},
@@ -208,6 +209,12 @@ def test_smmuv3(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (24, 1 << 20, "KHO-SMM-003"),
         (16, 1, "KHO-SMM-004"),
         (16, 1 << 32, "KHO-SMM-005"),
+        (0, 6 << 1, "KHO-SMM-002"),
+        (0, 2 << 1, "KHO-SMM-003"),
+        (0, 3 << 1, "KHO-SMM-003"),
+        (16, 1 << 38, "KHO-SMM-007"),
+        (16, 3 << 46, "KHO-SMM-007"),
+        (40, 1, "KHO-SMM-008"),
     ):
         made = SmmuImage(layout)
         word = made.memory.u64(made.ste + offset) ^ mask
@@ -216,3 +223,23 @@ def test_smmuv3(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SmmuImage(layout)
     made.memory.exclude(0x14000, 4096)
     assert made.codes(monkeypatch) == {"KHO-SMM-001"}
+
+
+@pytest.mark.parametrize(
+    ("mask", "format"),
+    [(0, "lpae-s2-4k"), (1 << 46, "lpae-s2-64k"), (2 << 46, "lpae-s2-16k"), (3 << 46, None)],
+)
+def test_the_granule_is_that_of_the_stream(
+    mask: int, format: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An SMMU without the granule of the kernel's pages is given a smaller one."""
+    made = SmmuImage("iommu-v4-version-field")
+    word = made.memory.u64(made.ste + 16) ^ mask
+    made.memory.write(made.ste + 16, word.to_bytes(8, "little"))
+    made.page_size = 0x10000
+    made.codes(monkeypatch)
+    state = passthrough.iommu_state(made)  # type: ignore[arg-type]
+    assert state is not None
+    root = domain_root(made, state.domains[0])  # type: ignore[arg-type]
+    assert root.format == (format or "lpae-s2-64k")
+    assert (root.address, root.levels, root.input_bits) == (made.table, 4, 44)

@@ -7,6 +7,7 @@ Walkers and checks never raise for what an image contains; they append a
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -46,6 +47,14 @@ class Finding:
     path: str = ""
     address: int | None = None
     data: bytes = b""
+
+
+def exit_status(findings: Iterable[Finding], *, complete: bool = True) -> int:
+    """Exit status of what was found: 1 warnings, 4 errors, 16 not all could be read."""
+    status = 0 if complete else 16
+    for severity in {finding.severity for finding in findings}:
+        status |= {Severity.ERROR: 4, Severity.WARNING: 1}.get(severity, 0)
+    return status
 
 
 @dataclass(slots=True)

@@ -32,14 +32,16 @@ def devices(
         from inspector.passthrough import reach, reach_view
 
         found = reach.devices(opened)
-        wrong = 4 if any(one.disagreements for one in found) else 0
         if format is Format.JSON:
             write_json(reach_view.document(opened, found))
         else:
             out = printer()
             for line in reach_view.lines(opened, found, colour=out.colour):
                 out.line(line)
-        raise typer.Exit(status_of(opened) | wrong)
+        status = status_of(opened)
+        for one in found:
+            status |= one.status
+        raise typer.Exit(status)
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,8 +102,8 @@ def pagetable(
         assert top is not None
         with open_memory(image, regions) as memory:
             tree = walk(memory, table, top, levels, vasz=vasz)
-            shown = [tables.Shown("", TableRoot(table, top, levels, vasz or 0), tree)]
-            raise typer.Exit(_show(shown, entries, translate, reverse, format, plain=True))
+            one = tables.Shown("", TableRoot(table, top, levels, vasz or 0), tree)
+            raise typer.Exit(_show([one], entries, translate, reverse, format, plain=True))
     if table is not None or levels is not None or vasz is not None:
         raise UsageError("--table, --levels and --vasz go with --root")
     with open_image(image, abi=abi, page=page_size, regions=regions) as opened:
@@ -112,7 +113,7 @@ def pagetable(
 
 
 def _show(
-    shown: list[Shown],
+    shown: Iterable[Shown],
     entries: bool,
     translate: list[str] | None,
     reverse: list[str] | None,
@@ -120,51 +121,55 @@ def _show(
     *,
     plain: bool,
 ) -> int:
-    from inspector.passthrough import tables
-
     if translate or reverse:
         iovas = [_number(text) for text in translate or ()]
         pas = [_number(text) for text in reverse or ()]
         return _look_up(shown, iovas, pas, format, plain)
-    if format is Format.JSON:
-        _json(shown, entries)
-    else:
-        _text(shown, entries, plain)
-    return tables.status(shown)
+    return _json(shown, entries) if format is Format.JSON else _text(shown, entries, plain)
 
 
 def _look_up(
-    shown: list[Shown], iovas: list[int], pas: list[int], format: Format, plain: bool
+    shown: Iterable[Shown], iovas: list[int], pas: list[int], format: Format, plain: bool
 ) -> int:
     from inspector.passthrough import tables
 
-    found = [tables.look_up(one, iovas, pas) for one in shown]
+    status = 0
+    documents = []
+    for one in shown:
+        found = tables.look_up(one, iovas, pas)
+        if format is Format.JSON:
+            documents.append(tables.lookup_document(found))
+        else:
+            if not plain:
+                sys.stdout.write(tables.head(one))
+            for line in tables.lookup_lines(found):
+                sys.stdout.write(line + "\n")
+        status |= tables.lookup_status(found)
     if format is Format.JSON:
-        write_json({"tables": [tables.lookup_document(one) for one in found]})
-    for one in found if format is not Format.JSON else ():
-        if not plain:
-            sys.stdout.write(tables.head(one.shown))
-        for line in tables.lookup_lines(one):
-            sys.stdout.write(line + "\n")
-    return tables.lookup_status(found)
+        write_json({"tables": documents})
+    return status
 
 
-def _json(shown: list[Shown], entries: bool) -> None:
+def _json(shown: Iterable[Shown], entries: bool) -> int:
     from inspector.cli.common import SCHEMA_VERSION
     from inspector.passthrough import tables
 
     out = sys.stdout.write
     out(f'{{"schema_version": {SCHEMA_VERSION}, "tables": [\n')
+    status = 0
     for i, one in enumerate(shown):
         out(",\n" if i else "")
         for piece in tables.json_pieces(one, entries=entries):
             out(piece)
+        status |= tables.status(one)
     out("\n]}\n")
+    return status
 
 
-def _text(shown: list[Shown], entries: bool, plain: bool) -> None:
+def _text(shown: Iterable[Shown], entries: bool, plain: bool) -> int:
     from inspector.passthrough import tables
 
+    status = 0
     for one in shown:
         # Leaves of one table are for programs: nothing but lines of numbers.
         bare = entries and plain
@@ -176,6 +181,8 @@ def _text(shown: list[Shown], entries: bool, plain: bool) -> None:
         sys.stdout.buffer.flush()
         for line in tables.statistics_text(one):
             (sys.stderr if bare else sys.stdout).write(line + "\n")
+        status |= tables.status(one)
+    return status
 
 
 def _number(text: str) -> int:

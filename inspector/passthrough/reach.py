@@ -15,6 +15,7 @@ from inspector.device_tables import walk_root
 from inspector.device_tables.cross import root_table_of, stream_tables_of
 from inspector.device_tables.smmuv3 import Stream
 from inspector.device_tables.vtd import Attachment, RootTable
+from inspector.findings import Finding, exit_status
 from inspector.memory.base import U64Array
 from inspector.survey import Survey
 from inspector.walk.iommu import Device, Domain, Unit
@@ -114,7 +115,8 @@ class MemoryFiles:
 class Reach:
     """What a page table maps: counts, bytes, and bytes by memory file (path -> bytes).
 
-    ``elsewhere`` is memory of no preserved file; ``anomalies`` what the walk found wrong.
+    ``elsewhere`` is memory of no preserved file; ``anomalies`` what the walk found wrong,
+    the first of it in words; ``status`` the exit status that all of it makes.
     """
 
     root: TableRoot
@@ -125,6 +127,7 @@ class Reach:
     memory_files: dict[str, int] = field(default_factory=dict)
     elsewhere: int = 0
     anomalies: list[str] = field(default_factory=list)
+    status: int = 0
 
 
 def reach(image: Image, root: TableRoot, files: MemoryFiles) -> Reach:
@@ -132,9 +135,7 @@ def reach(image: Image, root: TableRoot, files: MemoryFiles) -> Reach:
     try:
         return reach_of(walk_root(image.memory, root), root, files)
     except UsageError as error:
-        found = Reach(root, complete=False)
-        found.anomalies.append(str(error))
-        return found
+        return Reach(root, complete=False, anomalies=[str(error)], status=4)
 
 
 def reach_of(walk: Walk, root: TableRoot, files: MemoryFiles) -> Reach:
@@ -149,6 +150,7 @@ def reach_of(walk: Walk, root: TableRoot, files: MemoryFiles) -> Reach:
     found.memory_files = {p: int(n) for p, n in zip(files.paths, shares, strict=True) if n}
     found.elsewhere = found.mapped - int(shares.sum())
     found.anomalies = [f"{f.message} [{f.code}]" for f in walk.findings.items[:8]]
+    found.status = exit_status(walk.findings.items, complete=stats.complete)
     return found
 
 
@@ -180,12 +182,17 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReach:
-    """One line of the answer to "which device can DMA where"."""
+    """One line of the answer to "which device can DMA where".
+
+    ``disagreements`` are those of tables and objects; ``status`` is the exit status that they
+    and the page table make.
+    """
 
     picture: passthrough.DevicePicture
     hardware: Attachment | Stream | None
     reach: Reach | None
     disagreements: tuple[str, ...]
+    status: int = 0
 
 
 def devices(image: Image) -> list[DeviceReach]:
@@ -193,9 +200,9 @@ def devices(image: Image) -> list[DeviceReach]:
     from inspector.device_tables.cross import cross_check
 
     files, hardware = MemoryFiles(image), Hardware(image)
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, list[Finding]] = {}
     for finding in cross_check(image).items:
-        wrong.setdefault(finding.path, []).append(f"{finding.message} [{finding.code}]")
+        wrong.setdefault(finding.path, []).append(finding)
     known: dict[int, Reach] = {}
     out = []
     for picture in passthrough.devices(image):
@@ -205,12 +212,15 @@ def devices(image: Image) -> list[DeviceReach]:
         domain = picture.domain
         if domain is not None and domain.address not in known:
             known[domain.address] = reach(image, domain_root(image, domain), files)
+        reached = known[domain.address] if domain is not None else None
+        own = wrong.get(picture.device.path, []) if picture.device is not None else []
         out.append(
             DeviceReach(
                 picture,
                 found,
-                known[domain.address] if domain is not None else None,
-                tuple(wrong.get(picture.device.path, ())) if picture.device is not None else (),
+                reached,
+                tuple(f"{finding.message} [{finding.code}]" for finding in own),
+                exit_status(own) | (reached.status if reached is not None else 0),
             )
         )
     return out

@@ -13,7 +13,7 @@ from abi.device_table import TableRoot
 from abi.errors import UsageError
 from inspector import passthrough
 from inspector.device_tables import walk_root
-from inspector.findings import Finding, Severity
+from inspector.findings import Finding, exit_status
 from inspector.pagetable import (
     Reverse,
     Translation,
@@ -62,9 +62,10 @@ class Shown:
         return [] if self.wrong is None else [self.wrong]
 
 
-def chosen(image: Image, which: str | None) -> list[Shown]:
+def chosen(image: Image, which: str | None) -> Iterator[Shown]:
     """The page tables of all live domains, or of one: index, path, address, or PCI address.
 
+    They come one after the other, so that not all that passes over them leave is kept.
     Raises UsageError if there is no such domain. What a domain says of its table does not
     raise: the tables of the others are shown all the same.
     """
@@ -74,7 +75,7 @@ def chosen(image: Image, which: str | None) -> list[Shown]:
             "no IOMMU state in this image; --root PA --table FORMAT --levels N shows any table"
         )
     domains = list(state.domains.live()) if which is None else [_find(image, state, which)]
-    return [_shown(image, domain) for domain in domains]
+    return (_shown(image, domain) for domain in domains)
 
 
 def _shown(image: Image, domain: Domain) -> Shown:
@@ -309,23 +310,13 @@ def _hits(found: Reverse, pas: list[int]) -> dict[int, list[dict[str, Any]]]:
 # -- exit status ----------------------------------------------------------------------------------
 
 
-def status(shown: list[Shown]) -> int:
-    """Exit status of whole tables: 1 warnings, 4 errors, 16 incomplete."""
-    out = 0
-    for one in shown:
-        if one.walk is not None and not one.walk.stats.complete:
-            out |= 16
-        for found in one.findings:
-            out |= {Severity.ERROR: 4, Severity.WARNING: 1}.get(found.severity, 0)
-    return out
+def status(shown: Shown) -> int:
+    """Exit status of a whole table: 1 warnings, 4 errors, 16 incomplete."""
+    complete = shown.walk is None or shown.walk.stats.complete
+    return exit_status(shown.findings, complete=complete)
 
 
-def lookup_status(lookups: list[Lookup]) -> int:
+def lookup_status(found: Lookup) -> int:
     """Exit status of lookups: 4 if an entry on the way is invalid, 16 if tables are missing."""
-    out = 0
-    for one in lookups:
-        if one.shown.walk is None or TranslationState.INVALID in one.states:
-            out |= 4
-        if not one.complete:
-            out |= 16
-    return out
+    invalid = found.shown.walk is None or TranslationState.INVALID in found.states
+    return (4 if invalid else 0) | (0 if found.complete else 16)

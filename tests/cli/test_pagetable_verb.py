@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import zstandard
 from conftest import CORPUS, Run
+
+import kho as kho_library
+from inspector.passthrough import tables
 
 SMALL = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
 VTD = CORPUS / "vtd-legacy.elf.zst"
@@ -124,7 +128,7 @@ def test_an_invalid_entry_on_the_way_is_an_error(kho: Run, tmp_path: Path) -> No
 
 
 def domain_changed(path: Path, offset: int, value: int) -> Path:
-    """The small capture with a word of its second domain object changed."""
+    """The small capture with a word changed, ``offset`` from its second domain object."""
     with SMALL.open("rb") as file:
         core = bytearray(zstandard.ZstdDecompressor().stream_reader(file).read())
     first, count = int.from_bytes(core[32:40], "little"), int.from_bytes(core[56:58], "little")
@@ -156,6 +160,34 @@ def test_a_domain_that_cannot_be_walked_hides_no_other(
     result = kho("pagetable", image, "1", "--translate", "0x1000", "--reverse", "0x15b8000")
     assert result.status == 4
     assert result.text.startswith("# error: ")
+
+
+def test_no_more_than_one_table_is_kept() -> None:
+    """A pass has large buffers, and an image may have any number of domains."""
+    with kho_library.open(CORPUS / "iommu-vw-legacy-handoff.elf.zst") as image:
+        walks: list[weakref.ref[object]] = []
+        for shown in tables.chosen(image, None):
+            assert shown.walk is not None
+            assert tables.status(shown) == 0
+            walks.append(weakref.ref(shown.walk))
+            assert sum(walk() is not None for walk in walks) <= 2
+        assert len(walks) == 183
+
+
+def test_devices_whose_page_table_is_wrong_are_not_clean(kho: Run, tmp_path: Path) -> None:
+    result = kho("devices", domain_changed(tmp_path / "image.elf", 16, 9))
+    assert result.status == 5  # and no known layout has such a level
+    assert "reaches   unknown: vtdss has tables of 3, 4, 5 levels" in result.text
+    result = kho("devices", domain_changed(tmp_path / "image.elf", 0x9BE000 - 0x221F038, 0x1003))
+    assert result.status == 20
+    assert "KHO-PT-003" in result.text
+
+
+def test_what_is_only_a_warning_is_one_for_devices_too(kho: Run, tmp_path: Path) -> None:
+    lo = 0x9BE001 | 1 << 4  # a reserved bit in the context entry of 0000:00:05.0
+    result = kho("devices", domain_changed(tmp_path / "image.elf", 0x65E280 - 0x221F038, lo))
+    assert "KHO-VTD-011" in result.text
+    assert result.status == 1
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,19 @@ if TYPE_CHECKING:
     from abi.device_table import TableRoot
     from inspector.image import Image
     from inspector.memory.base import PhysicalMemory, U64Array
-    from inspector.pagetable import Walk
+    from inspector.pagetable import Limits, Walk
 
 #: Fewer bits of input address than a page has are no width.
 _NARROWEST: Final = 12
 
 
 def walk_root(
-    memory: PhysicalMemory, root: TableRoot, *, image: Image | None = None, path: str = ""
+    memory: PhysicalMemory,
+    root: TableRoot,
+    *,
+    image: Image | None = None,
+    path: str = "",
+    limits: Limits | None = None,
 ) -> Walk:
     """The page table that a device table entry points to. Raises UsageError if it cannot be one.
 
@@ -56,5 +61,6 @@ def walk_root(
         root.levels,
         vasz=bits or None,
         preserved=preserved,
+        limits=limits,
         path=path,
     )

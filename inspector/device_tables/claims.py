@@ -6,6 +6,7 @@ Those that account for memory call :func:`claim_tables` first.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ from inspector import passthrough
 from inspector.device_tables import walk_root
 from inspector.device_tables.cross import level_2_handles, root_table_of, stream_tables_of
 from inspector.memory.base import U64Array
+from inspector.pagetable import Limits
+from inspector.pagetable.anomalies import SHARED
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Unit
 
 if TYPE_CHECKING:
-    from inspector.findings import Finding
+    from abi.device_table import TableRoot
+    from inspector.findings import Finding, Findings
     from inspector.image import Image
     from inspector.passthrough.reach import Reach
 
@@ -35,9 +39,18 @@ _MOST_CD_TABLES = 1 << 10
 _MAX_CD_BYTES = 64 << 20
 
 
+#: Findings of each code that are kept of all page tables of an image.
+_MAX_FINDINGS = 1 << 12
+#: Pointers to tables met before, in all page tables of an image, before walks are cut short.
+_MAX_SHARED = 1 << 22
+
+
 @dataclass(frozen=True, slots=True)
 class WalkedTable:
-    """What one pass over the page table of a domain found, and where it leads."""
+    """What one pass over the page table of a domain found, and where it leads.
+
+    What is wrong with a table that several domains have is among the findings of the first.
+    """
 
     findings: list[Finding]
     reach: Reach
@@ -65,21 +78,55 @@ def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | N
     from inspector.passthrough.reach import MemoryFiles, domain_root, reach_of
 
     files = None if walked is None else MemoryFiles(image)
+    budget = _Budget()
+    known: dict[TableRoot, tuple[U64Array, Reach | None]] = {}
     for domain in state.domains.live():
         if not domain.top_table_phys:
             continue
         root = domain_root(image, domain)
+        findings: list[Finding] = []
         try:
-            if walked is None or files is None:
-                walk = walk_root(image.memory, root)
-            else:
-                walk = walk_root(image.memory, root, image=image, path=domain.path)
-                found = reach_of(walk, root, files)
-                walked[domain.address] = WalkedTable(walk.findings.items, found)
-            pages = walk.table_pages
+            if root not in known:
+                whole = image if walked is not None else None
+                walk = walk_root(
+                    image.memory, root, image=whole, path=domain.path, limits=budget.limits
+                )
+                found = None if files is None else reach_of(walk, root, files)
+                known[root] = walk.table_pages, found
+                findings = budget.spend(walk.findings)
         except UsageError:
             continue
+        pages, found = known[root]
+        if walked is not None and found is not None:
+            walked[domain.address] = WalkedTable(findings, found)
         image.survey.claim(PAGE_TABLE, domain.path, pages, lookup(root.format).granule)
+
+
+class _Budget:
+    """What the page tables of all domains of an image may cost together.
+
+    Tables that are reached again, and thousands of findings, are only in images that were made
+    to waste time and memory.
+    """
+
+    def __init__(self) -> None:
+        self._shared = 0
+        self._kept: Counter[str] = Counter()
+
+    @property
+    def limits(self) -> Limits:
+        """For the next walk."""
+        return Limits() if self._shared < _MAX_SHARED else Limits(repeats=1)
+
+    def spend(self, findings: Findings) -> list[Finding]:
+        """The findings of a walk that are worth keeping."""
+        kept = []
+        for finding in findings.items:
+            self._kept[finding.code] += 1
+            if self._kept[finding.code] <= _MAX_FINDINGS:
+                kept.append(finding)
+        self._shared += findings.suppressed.get(SHARED, 0)
+        return kept
 
 
 def _vtd(image: Image, state: IommuState, unit: Unit) -> None:

@@ -22,7 +22,7 @@ from abi.registry import Generation
 from inspector.detect import Verdict, decide
 from inspector.evidence import Evidence, Mask, Plausibility, order
 from inspector.findings import Findings
-from inspector.memory.base import U64Array
+from inspector.memory.base import PageState, U64Array
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Objects, walk_iommu
 from inspector.walk.iommufd import Iommufd, walk_iommufd
@@ -288,6 +288,19 @@ def _companion(generation: IommuGeneration | None) -> str:
     return "iommufd-13" if generation.counting is Counting.GLOBAL else "iommufd-24"
 
 
+def _has_domains(iommu: IommuState | None) -> bool:
+    return iommu is not None and any(True for _ in iommu.domains.live())
+
+
+def _behind_count(survey: Survey, generation: IommufdGeneration, address: int) -> bytes:
+    """What follows the header of an iommufd in its (zeroed) page, as far as it can be read."""
+    first = address + generation.root.size
+    size = -first % survey.page_size
+    if survey.memory.state(first, size) is not PageState.PRESENT:
+        return b""
+    return bytes(survey.memory.read(first, size))
+
+
 def _judge_iommufd(
     survey: Survey,
     likely: Plausibility,
@@ -299,8 +312,11 @@ def _judge_iommufd(
     if generation.entry is None:
         words = [survey.memory.read(a, 8) for a in addresses if likely.known(_one(a))[0]]
         pointers = np.frombuffer(b"".join(words), "<u8")
-        placeholder = (pointers == 0) | (pointers >= _KERNEL_POINTER)
+        aligned = pointers & np.uint64(7) == 0
+        placeholder = (pointers == 0) | (pointers >= _KERNEL_POINTER) & aligned
         evidence.constraint("the placeholder is empty or a kernel pointer", placeholder)
+        # It keeps nothing, so to read an iommufd as one never goes wrong otherwise.
+        evidence.constraint("there are no preserved domains for it", not _has_domains(iommu))
         return evidence
     states: list[Iommufd] = []
     for address in addresses:
@@ -313,11 +329,14 @@ def _judge_iommufd(
         np.array([s.complete for s in states], np.bool_),
         lambda i: states[i].nr_hwpts,
     )
-    # What a wrong count takes for HWPTs says nothing.
-    states = [s for s in states if s.complete and len(s.records)]
+    empty = [s.address for s in states if not s.nr_hwpts]
+    unused = [not any(_behind_count(survey, generation, address)) for address in empty]
+    evidence.constraint("nothing lies behind a count of 0", np.array(unused, np.bool_))
+    states = [s for s in states if len(s.records)]
     if not states:
         return evidence
-    records = np.concatenate([s.records for s in states])
+    # Of more than there can be, what lies behind the first is anybody's.
+    records = np.concatenate([s.records if s.complete else s.records[:1] for s in states])
     data = records["domain_data"].astype(np.uint64)
     if iommu is not None:
         hits = iommu.domains.array.find(data) >= 0
@@ -327,8 +346,9 @@ def _judge_iommufd(
     evidence.constraint("reclaimed is 0 or 1", records["reclaimed"] <= 1)
     if "padding" in (records.dtype.names or ()):
         evidence.constraint("padding is 0", (records["padding"] == 0).all(axis=1))
-    unique = [len(np.unique(s.records["token"])) == len(s.records) for s in states]
-    evidence.constraint("tokens are unique in a file", np.array(unique))
+    whole = [s for s in states if s.complete]
+    unique = [len(np.unique(s.records["token"])) == len(s.records) for s in whole]
+    evidence.constraint("tokens are unique in a file", np.array(unique, np.bool_))
     return evidence
 
 

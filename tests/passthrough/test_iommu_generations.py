@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from iommu_builder import Builder, Built, flat
 
+import kho
 from abi import registry
 from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.schema import PAGE_SIZES
+from inspector import passthrough
 from inspector.evidence import Plausibility
+from inspector.memory.sparse import SparseMemory
 from inspector.passthrough.detect_iommu import (
     Anchors,
     detect_iommu,
@@ -214,3 +218,20 @@ def test_columns_agree_with_objects() -> None:
         assert users == [
             d.index for d in objects if d.domain_phys == first.address and not d.deleted
         ]
+
+
+@pytest.mark.parametrize("count", [2, 1 << 31, 1 << 40, 5 << 60, (1 << 64) - 1])
+def test_a_count_of_hwpts_that_is_wrong_is_no_other_layout(count: int) -> None:
+    """Layouts that read nothing, or nothing but a pointer, fit whatever else is there."""
+    path = Path(__file__).parents[2] / "corpus" / "iommu-vw-small_legacy-handoff.elf.zst"
+    with kho.open(path) as image:
+        memory = SparseMemory.over(image.memory)
+        file = next(f for _, f, s in passthrough.iommufds(image) if len(s.hwpts) == 2)
+    memory.write(file.data, count.to_bytes(8, "little"))
+    with kho.open(memory) as image:
+        assert image.generation("iommufd").id == "iommufd-24"
+        codes = {f.code for f in image.findings}
+        assert (codes == set()) == (count == 2)
+        assert ("KHO-IFD-001" in codes) == (count != 2)
+        state = next(s for _, f, s in passthrough.iommufds(image) if f.data == file.data)
+        assert [int(t) for t in state.records["token"][:2]] == [0x789012, 0xFEDCBA9876543210]

@@ -17,7 +17,7 @@ from inspector.detect import Verdict
 from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
 from inspector.locate import Candidate, How, locate, ram_of
 from inspector.memory.base import MemoryFault, PhysicalMemory
-from inspector.moment import tell_moment
+from inspector.moment import MOMENT_NOTE, tell_moment
 from inspector.survey import Survey
 from inspector.text import c_string
 from inspector.walk import clients, files
@@ -25,6 +25,9 @@ from inspector.walk.clients import Blob, KhoTest
 from inspector.walk.fdt import read_tree, try_tree
 from inspector.walk.luo import Luo, walk_luo
 from inspector.walk.preserved import walk_map
+
+#: So many things that are wrong with a map are faults: what was reused is wrong all over.
+_FAULTS = 2
 
 
 def decode(
@@ -190,18 +193,20 @@ def _map(image: Image) -> str:
     """Walk the map; what is wrong with it if it is lost, else nothing."""
     root, trial = image.root, image.root.verdict.trial
     generation = root.generation
-    if generation is None or trial is None or root.map_address is None:
+    if generation is None or trial is None or not root.map_address:
         image.map_state = MapState.ABSENT
         return ""
-    lost = trial.anchors and trial.anchored * 2 < trial.anchors
-    damaged = bool(trial.candidate.violations)
-    if lost and root.map_address:
+    wrong = sum(trial.preserved.problems.values())
+    gone = trial.anchors - trial.anchored
+    told = image.memory.notes.get(MOMENT_NOTE)
+    if trial.preserved.missing and not wrong and told != Moment.INCOMING:
+        gone = 0  # the dump lacks nodes, not the machine
+    if gone * 2 > trial.anchors:
         image.map_state = MapState.LOST
         image.survey.remnants += trial.survey.claims
         nodes = trial.preserved.problems or {"nodes": 0}
         image.lost.append(
-            f"the preserved-memory map ({trial.anchors - trial.anchored} of {trial.anchors}"
-            " blobs are not in it any more)"
+            f"the preserved-memory map ({gone} of {trial.anchors} blobs are not in it any more)"
         )
         return "; ".join(trial.candidate.violations[:4]) or str(nodes)
     if trial.cut_short or trial.generation is not generation or image.survey.nodes:
@@ -209,8 +214,10 @@ def _map(image: Image) -> str:
     else:  # the trial was this very walk
         image.preserved = trial.preserved
         image.survey.adopt(trial.survey)
-    damaged = damaged or _reused_bitmaps(image)
-    image.map_state = MapState.DAMAGED if damaged else MapState.INTACT
+    if wrong > _FAULTS or gone > _FAULTS or _reused_bitmaps(image):
+        image.map_state = MapState.DAMAGED
+    else:
+        image.map_state = MapState.INCOMPLETE if trial.preserved.missing else MapState.INTACT
     return ""
 
 

@@ -35,9 +35,14 @@ class Moment(enum.StrEnum):
 
 
 class MapState(enum.StrEnum):
-    """How much of the preserved-memory map the image still has."""
+    """How much of the preserved-memory map the image still has.
+
+    A map with a fault or two is intact; of an incomplete one the image lacks nodes, of a damaged
+    one some have been reused, of a lost one most.
+    """
 
     INTACT = "intact"
+    INCOMPLETE = "incomplete"
     DAMAGED = "damaged"
     LOST = "lost"
     ABSENT = "absent"

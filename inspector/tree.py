@@ -142,8 +142,8 @@ def _preserved(image: Image) -> Node:
         ("size", size_text(preserved.page_count * image.page_size)),
         ("map nodes", str(len(preserved.nodes))),
     ]
-    if image.map_state is MapState.DAMAGED:
-        facts.append(("map", "damaged: not all blocks are known"))
+    if image.map_state is not MapState.INTACT:
+        facts.append(("map", f"{image.map_state}: not all blocks are known"))
     return Node("preserved", "", facts, image.root.map_address, image.page_size, preserved)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.memory.base import U64Array
+from inspector.text import plural
 
 #: What is read there is not in the map: its own nodes, and what leads to the root.
 _OUTSIDE_MAP = frozenset({"", "/", "/preserved", "/scratch"})
@@ -24,6 +25,11 @@ def _unpreserved(context: Context) -> None:
     if not owned.known:
         context.undecidable("the preserved-memory map is lost")
         return
+    preserved, page = context.image.preserved, context.image.page_size
+    assert preserved is not None
+    if preserved.missing:
+        context.undecidable(f"the image lacks {plural(preserved.missing, 'map node')}")
+        return
     extents = owned.unpreserved
     for start, end, number in zip(
         extents.starts.tolist(), extents.ends.tolist(), extents.claim.tolist(), strict=True
@@ -35,8 +41,6 @@ def _unpreserved(context: Context) -> None:
             address=start,
         )
     # What could not be read was not claimed.
-    preserved, page = context.image.preserved, context.image.page_size
-    assert preserved is not None
     pairs = zip(extents.starts.tolist(), extents.claim.tolist(), strict=True)
     told = {(start, owned.claims[number].owner) for start, number in pairs}
     paths, pages = _wanted(context)

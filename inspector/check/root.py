@@ -8,6 +8,7 @@ import numpy as np
 
 from abi.boot import KHO_SCRATCH_MOST, KHO_SCRATCH_READ, kho_scratch
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+from inspector.text import plural
 
 
 def _handover_size(context: Context) -> None:
@@ -147,6 +148,9 @@ def _root_preserved(context: Context) -> None:
     image = context.image
     if image.preserved is None:
         context.undecidable("the preserved-memory map is lost")
+        return
+    if image.preserved.missing:
+        context.undecidable(f"the image lacks {plural(image.preserved.missing, 'map node')}")
         return
     page = np.array([image.root.address], np.uint64)
     if not image.preserved.covers(page, image.page_size)[0]:

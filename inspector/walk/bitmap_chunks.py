@@ -26,7 +26,9 @@ def walk_bitmap_chunks(collector: MapCollector, kind: MapKind, root: int) -> Non
     shift = page.bit_length() - 1
     size = 512 if kind is MapKind.BITMAP_512 else page
     chain = follow(survey, root, PATH, "bitmap chunk", limit=1 << 16)
-    if not chain.complete:
+    if chain.cut:
+        collector.missing += 1
+    elif not chain.complete:
         collector.problems["KHO-MAP-001"] += 1
     collector.add_nodes(chain.pages, page)
     survey.place(khoser_mem_chunk(page), chain.pages, PATH)

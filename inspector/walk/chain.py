@@ -25,10 +25,14 @@ _SHORT, _STRIDE = 64, 4096
 
 @dataclass(slots=True, eq=False)
 class Chain:
-    """The pages of a chain in order; ``complete`` if its end was reached."""
+    """The pages of a chain in order.
+
+    ``complete`` if its end was reached, ``cut`` if it goes on in a page that the image lacks.
+    """
 
     pages: U64Array
     complete: bool
+    cut: bool = False
 
 
 def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) -> Chain:
@@ -55,7 +59,7 @@ def follow(survey: Survey, first: int, path: str, what: str, *, limit: int = 0) 
             raw = read(at, 8)
         except MemoryFault as fault:
             survey.hole(fault.address, path, fault.state)
-            return Chain(_column(pages), False)
+            return Chain(_column(pages), False, cut=True)
         pages.append(at)
         at = int.from_bytes(raw, "little")
     return Chain(_column(pages), True)

@@ -18,7 +18,12 @@ from inspector.kernel.incoming.consumer import consume
 from inspector.memory.sparse import SparseMemory
 
 #: Behind the page of the array: nothing but zeros, or words that are no areas.
-BEHIND = {"zeros": np.zeros(1 << 17, np.uint64), "junk": np.arange(1, 1 + (1 << 17), dtype="<u8")}
+BEHIND = {
+    "zeros": np.zeros(1 << 17, np.uint64),
+    "junk": np.arange(1, 1 + (1 << 17), dtype="<u8"),
+    "areas far behind RAM": np.tile(np.array([1 << 45, 32 << 20], "<u8"), 1 << 16),
+    "large areas far behind RAM": np.tile(np.array([1 << 45, 1 << 44], "<u8"), 1 << 16),
+}
 
 
 def said(areas: int, behind: str) -> SparseMemory:
@@ -48,6 +53,9 @@ def codes(image: Image) -> set[str]:
         (4099, "zeros", Outcome.TAKEN_OVER),
         # A real 7.3.4 panicked at such an array.
         (4099, "junk", Outcome.BOOT_FAILS),
+        (300, "areas far behind RAM", Outcome.TAKEN_OVER),
+        # As another did: there is no room for the page structs of so much memory.
+        (300, "large areas far behind RAM", Outcome.BOOT_FAILS),
         # More than x86 can map early on.
         (KHO_SCRATCH_READ + 1, "junk", Outcome.KHO_REFUSED),
     ],

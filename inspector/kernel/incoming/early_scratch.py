@@ -73,7 +73,12 @@ def _areas(boot: Booting) -> bool:
         if not size:
             continue
         at = boot.handover.scratch_address + i * kho_scratch.size
-        if _behind_all(boot, start):
+        behind = _behind_all(boot, start)
+        # An area that is taken for memory needs page structs, which come out of scratch.
+        if behind and min(size, (1 << 64) - start) // view_page * _PAGE_STRUCT > _real(boot):
+            _no_room(boot, start, size, at)
+            return False
+        if behind:
             boot.notes.append(
                 f"scratch area {start:#x}+{size:#x} lies behind all memory: it is of no use"
             )
@@ -97,12 +102,7 @@ def _areas(boot: Booting) -> bool:
             )  # fmt: skip
             return False
         if not inside and size // view_page * _PAGE_STRUCT > _real(boot):
-            boot.reasons.add(
-                Outcome.BOOT_FAILS,
-                f"scratch area {start:#x}+{size:#x} is taken for memory: there is no room for the"
-                " page structs of so much",
-                path="/scratch", address=at, dmesg="Failed to allocate",
-            )  # fmt: skip
+            _no_room(boot, start, size, at)
             return False
         if not inside:
             boot.reasons.add(
@@ -111,6 +111,15 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
     return True
+
+
+def _no_room(boot: Booting, start: int, size: int, at: int) -> None:
+    boot.reasons.add(
+        Outcome.BOOT_FAILS,
+        f"scratch area {start:#x}+{size:#x} is taken for memory: there is no room for the"
+        " page structs of so much",
+        path="/scratch", address=at, dmesg="Failed to allocate",
+    )  # fmt: skip
 
 
 def _real(boot: Booting) -> int:

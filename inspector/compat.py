@@ -61,7 +61,7 @@ class Verdict:
     @property
     def outcome(self) -> Outcome:
         """The overall outcome."""
-        return worst(self.outcomes)
+        return worst(self.outcomes, self.reasons)
 
     @property
     def status(self) -> int:

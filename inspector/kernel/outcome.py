@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from inspector.findings import Outcome
 
 #: Which outcome names the whole, the first that occurs. A definite trouble outranks what
-#: cannot be told, and that outranks a success.
+#: cannot be told, and that outranks a success. See :func:`rank` for early boot.
 PRECEDENCE = (
     Outcome.BOOT_FAILS,
     Outcome.KHO_REFUSED,
@@ -20,6 +20,11 @@ PRECEDENCE = (
     Outcome.TAKEN_OVER_WITH_WARNINGS,
     Outcome.TAKEN_OVER,
 )
+
+#: Paths of what early boot looks at.
+_EARLY = frozenset({"/", "/preserved", "/scratch"})
+#: The mildest trouble that is one whether or not the rest of early boot can be told.
+_EARLY_RANK = PRECEDENCE.index(Outcome.CORRUPTION) + 0.5
 
 #: Exit status of the command line for each outcome (a bit mask, see ``kho --help``).
 STATUS = {
@@ -88,12 +93,12 @@ class Reasons:
     @property
     def ranked(self) -> list[Reason]:
         """The reasons, those that name the outcome first."""
-        return sorted(self.items, key=lambda reason: PRECEDENCE.index(reason.outcome))
+        return sorted(self.items, key=rank)
 
     @property
     def outcome(self) -> Outcome:
         """What the reasons add up to."""
-        return worst(self._count)
+        return worst(self._count, self.items)
 
     @property
     def status(self) -> int:
@@ -101,10 +106,22 @@ class Reasons:
         return status(self._count)
 
 
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
+def rank(reason: Reason) -> float:
+    """Where a reason stands among others: the lowest names the whole.
+
+    What becomes of sessions and files hardly matters as long as it cannot be told whether the
+    kernel comes up.
+    """
+    if reason.outcome is Outcome.CANNOT_TELL and reason.path in _EARLY:
+        return _EARLY_RANK
+    return PRECEDENCE.index(reason.outcome)
+
+
+def worst(outcomes: Iterable[Outcome], reasons: Iterable[Reason] = ()) -> Outcome:
     """The outcome that names the whole; taken-over if there are none."""
-    met = set(outcomes)
-    return next((o for o in PRECEDENCE if o in met), Outcome.TAKEN_OVER)
+    ranked = [(float(PRECEDENCE.index(outcome)), outcome) for outcome in outcomes]
+    ranked += [(rank(reason), reason.outcome) for reason in reasons]
+    return min(ranked, default=(0.0, Outcome.TAKEN_OVER))[1]
 
 
 def status(outcomes: Iterable[Outcome]) -> int:

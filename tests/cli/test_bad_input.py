@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from conftest import CORPUS, Run
+
+from tests.cli.conftest import CORPUS, Run
 
 ROOT = CORPUS.parent
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CORPUS, Run
 
 from abi import qemu_cpr
 from abi.qemu_cpr import CprEarlyState, CprFd, CprMemory, CprState, CprVfioDevice, FdForm, Framing
 from inspector import cpr, image
+from tests.cli.conftest import CORPUS, Run
 
 DATA = Path(__file__).parents[1] / "data" / "qemu_cpr"
 STREAMS = sorted(DATA.glob("*.bin"))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 
 from inspector.kernel import faults, scenario
 from inspector.memory.elfcore import write_core
+from tests.cli.conftest import Run
 
 KERNEL = "linux-7.3+iommu-vw"
 UNIT = "[[machine.iommu]]\nbase = 0xfed90000\n"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from conftest import CORPUS, Run
 
 import kho as kho_library
 from inspector.passthrough import tables
+from tests.cli.conftest import CORPUS, Run
 
 SMALL = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
 VTD = CORPUS / "vtd-legacy.elf.zst"

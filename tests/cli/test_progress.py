@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Run
 
 from inspector import image, memory, progress
 from inspector.cli import bar
 from inspector.progress import Advance
+from tests.cli.conftest import Run
 
 
 class Terminal(io.StringIO):

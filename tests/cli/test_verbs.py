@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CORPUS, Run
+
+from tests.cli.conftest import CORPUS, Run
 
 TRUTH = json.loads((CORPUS / "linux-7.3.4-handoff.truth.json").read_text())
 

@@ -13,6 +13,8 @@ from abi.errors import UsageError
 from inspector import compat, memory
 from inspector.cli.app import app
 from inspector.findings import Outcome
+from inspector.kernel import scenario
+from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile_file import find, parse
 from inspector.kernel.toml_file import ScenarioError
 from inspector.memory.elfcore import write_core
@@ -284,3 +286,30 @@ def test_without_a_memory_map_the_end_of_memory_is_unknown(tmp_path: Path) -> No
         verdict = compat.judge(opened, find("linux-7.3"), compat.Options(root=root))
     assert verdict.outcome is Outcome.CANNOT_TELL
     assert any("nothing tells where RAM ends" in r.message for r in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [
+        ([], Outcome.TAKEN_OVER),
+        ([(Outcome.STATE_LOST, "/LUO"), (Outcome.CANNOT_TELL, "/LUO")], Outcome.STATE_LOST),
+        # Whether the kernel comes up matters more than what it would then lose.
+        ([(Outcome.STATE_LOST, "/LUO"), (Outcome.CANNOT_TELL, "/preserved")], Outcome.CANNOT_TELL),
+        ([(Outcome.LUO_UNUSABLE, "/LUO"), (Outcome.CANNOT_TELL, "/scratch")], Outcome.CANNOT_TELL),
+        ([(Outcome.BOOT_FAILS, "/"), (Outcome.CANNOT_TELL, "/preserved")], Outcome.BOOT_FAILS),
+        ([(Outcome.CORRUPTION, "/LUO"), (Outcome.CANNOT_TELL, "/")], Outcome.CORRUPTION),
+    ],
+)
+def test_what_reasons_add_up_to(found: list[tuple[Outcome, str]], outcome: Outcome) -> None:
+    reasons = Reasons()
+    for one, path in found:
+        reasons.add(one, "so", path=path)
+    assert reasons.outcome is outcome
+    assert not found or reasons.ranked[0].outcome is outcome
+
+
+def test_without_a_map_of_ram_nobody_can_tell_whether_junk_bits_kill(tmp_path: Path) -> None:
+    image = scenario.load("linux-6.17").run(moment="outgoing")
+    write_core(tmp_path / "image.elf", image.memory, excluded=())
+    with memory.open(tmp_path / "image.elf") as opened:
+        assert compat.judge(opened, find("linux-6.18")).outcome is Outcome.CANNOT_TELL

@@ -1,7 +1,8 @@
 """Documents of two images, compared object by object.
 
 Objects are matched by what they are called (names, tokens, device ids, hardware tokens), never
-by where they lie; that the same object lies elsewhere is a *move*.
+by where they lie; that the same object lies elsewhere is a *move*. Sessions, files and FLBs have
+the paths that ``kho dump`` takes; what a file's handler keeps are fields of the file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from inspector.diff.changes import Change, Diff, Kind
 from inspector.image import Image, Moment
+from inspector.text import name_bytes, path_component
 
 #: What identifies an object of a list: the first of these whose keys it has.
 IDENTITIES: tuple[tuple[str, ...], ...] = (
@@ -29,6 +31,10 @@ _IGNORED = frozenset(
 _ADDRESS = re.compile(
     r"address$|_phys$|_pa$|^data$|^start$|pasid_table$|root_table$|_address$|^arch_state$|folios$"
 )
+#: Parts of the document that have another name in paths.
+_LABELS = {"luo": "LUO"}
+#: The path of a file.
+_FILE = re.compile(r"^/LUO/sessions/[^/]+/files/[^/]+$")
 #: Fields that only a consumer writes, with what it means.
 CONSUMER_WRITES = {
     "restored_domain": "the consumer has restored the domain and keeps its pointer here",
@@ -48,28 +54,34 @@ class Comparison:
         self.jumped = before.moment is Moment.OUTGOING and after.moment is not Moment.OUTGOING
         self.booted = before.moment is not Moment.INCOMING and after.moment is Moment.INCOMING
 
-    def objects(self, one: dict[str, Any], other: dict[str, Any], path: str) -> None:
+    def objects(
+        self, one: dict[str, Any], other: dict[str, Any], path: str, prefix: str = ""
+    ) -> None:
+        """Compare the fields of an object; ``prefix`` goes before their names."""
         for key in dict.fromkeys((*one, *other)):
-            if key in _IGNORED:
-                continue
-            self.values(one.get(key), other.get(key), path, key)
+            if key not in _IGNORED:
+                self.values(one.get(key), other.get(key), path, prefix, key)
 
-    def values(self, one: Any, other: Any, path: str, key: str) -> None:
+    def values(self, one: Any, other: Any, path: str, prefix: str, key: str) -> None:
+        """Compare one field of the object at ``path``."""
         if one == other:
             return
-        own = f"{path}/{key}"
+        own, field = f"{path}/{_LABELS.get(key, key)}", prefix + key
         if isinstance(one, dict) and isinstance(other, dict):
-            self.objects(one, other, own)
+            if _FILE.search(path):
+                self.objects(one, other, path, f"{field}.")
+            else:
+                self.objects(one, other, own)
         elif _are_objects(one) and _are_objects(other) and (one or other):
             self.lists(one, other, own)
         elif _ADDRESS.search(key) and _are_addresses(one, other):
             if self.addresses and not path.endswith("/preserved"):
-                self.found.add(Change(Kind.MOVED, path or "/", key, one, other))
+                self.found.add(Change(Kind.MOVED, path or "/", field, one, other))
         elif key in ("blocks", "pages") and path.endswith("/preserved"):
             if self.addresses:
-                self.add(Kind.CHANGED, path, key, one, other)
+                self.add(Kind.CHANGED, path, field, one, other)
         else:
-            self.add(Kind.CHANGED, path or "/", key, one, other)
+            self.add(Kind.CHANGED, path or "/", field, one, other)
 
     def lists(self, one: list[dict[str, Any]], other: list[dict[str, Any]], path: str) -> None:
         left, right = _by_identity(one), _by_identity(other)
@@ -79,7 +91,7 @@ class Comparison:
             elif name not in left:
                 self.add(Kind.ADDED, path, name, None, _short(right[name]))
             else:
-                self.objects(left[name], right[name], f"{path}/{name}")
+                self.objects(left[name], right[name], f"{path}/{_component(name)}")
 
     def add(self, kind: Kind, path: str, what: str, before: Any, after: Any) -> None:
         why = self.reason(path, what, before, after)
@@ -95,9 +107,9 @@ class Comparison:
             return ""
         if what in ("preserved", "blocks", "pages") and after is None:
             return "the map's nodes are reused once the next kernel has read them"
-        if what in ("liveupdate_number", "generation") and path == "/luo":
+        if what in ("liveupdate_number", "generation") and path == "/LUO":
             return "the page of struct luo_ser is freed early and reused"
-        if (path.startswith("/luo") and after is None) or what in ("sessions", "flbs"):
+        if (path.startswith("/LUO") and after is None) or what in ("sessions", "flbs"):
             return "memory that LUO has read is freed and reused"
         if path == "/kho_test" or what == "kho_test":
             return "the self test of the booted kernel has freed it"
@@ -106,6 +118,10 @@ class Comparison:
         if path == "/scratch" and before is not None:
             return "the rest of the page of the array is reused"
         return ""
+
+
+def _component(name: str) -> str:
+    return path_component(name_bytes(name))
 
 
 def _are_addresses(one: Any, other: Any) -> bool:

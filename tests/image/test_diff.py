@@ -17,6 +17,7 @@ from inspector.cli.app import app
 from inspector.decode import decode
 from inspector.diff import Kind, diff
 from inspector.diff.columns import changed_blocks
+from inspector.kernel import scenario
 from inspector.memory.sparse import SparseMemory
 from inspector.walk.preserved import PreservedMap
 
@@ -68,7 +69,7 @@ def test_a_changed_field_is_found_and_nothing_else() -> None:
         found = diff(one, other)
         other.close()
     assert [(c.kind, c.path, c.what, c.after) for c in found.changes] == [
-        (Kind.CHANGED, "/luo/sessions/db-cache/files/0xdeadbeefcafe0004/memfd", "pos", 77)
+        (Kind.CHANGED, "/LUO/sessions/db-cache/files/0xdeadbeefcafe0004", "memfd.pos", 77)
     ]
 
 
@@ -248,3 +249,21 @@ def test_one_image_alone_is_no_diff() -> None:
     path = str(CORPUS / "linux-7.3.4-handoff.elf.zst")
     for arguments in ([path], [path, path, "--consumed-by", "linux-7.3"]):
         assert CliRunner().invoke(app, ["diff", *arguments]).exit_code != 0
+
+
+def test_paths_of_sessions_and_files_are_those_that_dump_takes() -> None:
+    text = """
+    kernel = "linux-7.3"
+    [[session]]
+    name = "a/b%"
+    [[session.file]]
+    token = 1
+    size = "{size}"
+    """
+    one, other = (decode(scenario.parse(text.format(size=s)).run().memory) for s in ("4K", "12K"))
+    found = diff(one, other)
+    paths = {change.path for change in found.changes if change.path.startswith("/LUO/sessions")}
+    assert paths
+    for path in paths:
+        assert other.find(path).object is not None
+    assert ("memfd.size", 4096, 12288) in [(c.what, c.before, c.after) for c in found.changes]

@@ -64,6 +64,8 @@ def lines(report: Report, *, colour: bool = False, every: bool = False) -> Itera
             plural(counts[s], s.name.lower() if s is not Severity.INFO else "note")
             for s in sorted(counts, reverse=True)
         )
+    if report.worst is not None and report.worst > Severity.INFO:
+        yield "'kho explain CODE' says what a kernel does about it"
 
 
 def document(report: Report) -> dict[str, Any]:

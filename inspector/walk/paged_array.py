@@ -192,12 +192,14 @@ def _report(
                 "KHO-LST-008",
                 f"{total} objects counted, {needed} pages of {what} needed, {len(pages)} linked",
                 path=path,
+                address=int(pages[-1]) if len(pages) else None,
             )
         elif len(pages) > max(needed, 1):
             findings.info(
                 "KHO-LST-009",
                 f"{total} objects counted, {needed} pages of {what} needed, {len(pages)} linked",
                 path=path,
+                address=int(pages[-1]) if len(pages) else None,
             )
         return
     for i in np.flatnonzero(there & (counts > capacity)).tolist():

@@ -54,7 +54,7 @@ def test_many_findings_are_counted() -> None:
     assert found[:5] == [f"warning: number {i} [KHO-A-001]" for i in range(5)]
     assert found[5:] == ["warning: ... and 6 more like this; --all shows them [KHO-A-001]"]
     assert shown(many, "KHO-B-001") == ["warning: number 0 [KHO-B-001]"]
-    assert list(lines(many))[-1] == "12 warnings"
+    assert list(lines(many))[-2] == "12 warnings"
 
 
 def test_what_was_not_kept_is_counted_too() -> None:

@@ -224,14 +224,14 @@ class ImageReader:
 
     def luo(self, pa: int, size: int | None) -> LuoState | None:
         """The blob ``LUO`` in any of its forms."""
-        magic = self.follower.read("LUO", pa, 4)
-        if magic is None:
+        start = self.follower.read("LUO", pa, 32)
+        if start is None:
             return None
-        if magic == b"\xd0\x0d\xfe\xed":
+        if start[:4] == b"\xd0\x0d\xfe\xed":
             return self._luo_tree(pa)
-        if size is not None and size >= 152:
+        if size is not None and size >= 152 and start[:5] != b"luo-v":
             return self._luo_features(pa)
-        return self._luo_struct(pa, size or 32)
+        return self._luo_struct(pa, size or 32, start)
 
     def _luo_tree(self, pa: int) -> LuoState | None:
         tree = self.follower.tree(pa, "LUO")
@@ -263,9 +263,10 @@ class ImageReader:
         state.flbs = list(self.flbs(ser.flbs_pa))
         return state
 
-    def _luo_struct(self, pa: int, size: int) -> LuoState | None:
-        width = size - 24 if size > 32 else 8
-        ser = self.follower.struct("luo_ser", pa, max(size, 32), Luo.Ser, width)
+    def _luo_struct(self, pa: int, size: int, start: bytes) -> LuoState | None:
+        # The string has room for its NUL, in whole words; the size may be any other.
+        width = min(len(start.partition(b"\0")[0]) // 8 * 8 + 8, 24)
+        ser = self.follower.struct("luo_ser", pa, max(size, 24 + width), Luo.Ser, width)
         if ser is None:
             return None
         state = LuoState(pa, ser.compatible, ser.liveupdate_num, ser.sessions_pa, ser.flbs_pa)

@@ -120,15 +120,18 @@ def compare(
     rounds: int = ROUNDS,
     cpu: bool = True,
     note: str = "",
+    between: Callable[[], object] = lambda: None,
 ) -> Result:
-    """Run both in turn and compare the medians.
+    """Run both in turn and compare the medians; ``between`` runs before each, not timed.
 
     The first run of each is a warm-up, whose results are compared with ``equal`` (default
     ``==``); AssertionError if they differ. CPU time is measured, so that what else the
     machine does matters less; without ``cpu``, wall-clock time (for contestants that
     start threads or processes).
     """
-    first, second = contestant(), baseline()
+    first = contestant()
+    between()
+    second = baseline()
     same = equal(first, second) if equal else first == second
     if not same:
         raise AssertionError(f"{name}: the contestants disagree")
@@ -140,6 +143,7 @@ def compare(
         # Alternate who goes first, so that neither always finds the caches warm.
         order = (0, 1) if i % 2 else (1, 0)
         for which in order:
+            between()
             gc.collect()
             gc.disable()
             start = clock()

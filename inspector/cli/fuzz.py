@@ -15,7 +15,7 @@ from inspector.cli.common import Format, FormatOption, write_json
 
 if TYPE_CHECKING:
     from inspector.fuzz.run import Report
-    from inspector.fuzz.targets import Target
+    from inspector.fuzz.target import Target
 
 
 class TargetName(enum.StrEnum):

@@ -18,11 +18,11 @@ from inspector.fuzz import trees, values
 from inspector.fuzz.base import KERNELS, Base, tiny
 from inspector.fuzz.edit import Edit
 from inspector.fuzz.memory import PAGE, PatchedMemory
-from inspector.fuzz.targets import Mismatch
+from inspector.fuzz.target import Mismatch
 from inspector.survey import Survey
 
 if TYPE_CHECKING:
-    from inspector.fuzz.targets import Target
+    from inspector.fuzz.target import Target
 
 _START = 0x10000
 _RAM = ((_START, 64 * PAGE),)

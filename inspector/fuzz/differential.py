@@ -11,7 +11,7 @@ from typing import Any
 
 from inspector.findings import Severity
 from inspector.fuzz.base import Base
-from inspector.fuzz.targets import Mismatch
+from inspector.fuzz.target import Mismatch
 from inspector.image import Image
 from inspector.walk.folio_file import FolioFile
 

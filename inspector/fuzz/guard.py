@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from abi.errors import KhoError
-from inspector.fuzz.targets import Mismatch
+from inspector.fuzz.target import Mismatch
 
 #: Seconds of processor time that one case may take. A busy machine is no finding.
 PATIENCE = 1.0

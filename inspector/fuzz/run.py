@@ -22,7 +22,7 @@ from inspector.fuzz.base import Base
 from inspector.fuzz.edit import Edit
 from inspector.fuzz.guard import GROWTH, PATIENCE, Guard, Kind, Outcome
 from inspector.fuzz.mutate import rng_of
-from inspector.fuzz.targets import Target
+from inspector.fuzz.target import Target
 
 #: Findings of one key that are kept; the others are counted.
 KEEP = 3

@@ -13,7 +13,7 @@ from inspector.fuzz.edit import Edit
 from inspector.fuzz.guard import Guard, Outcome
 from inspector.fuzz.memory import PatchedMemory
 from inspector.fuzz.run import attempt
-from inspector.fuzz.targets import Target
+from inspector.fuzz.target import Target
 
 T = TypeVar("T")
 

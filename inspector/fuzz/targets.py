@@ -7,35 +7,17 @@ a finding (:mod:`inspector.fuzz.guard`, :mod:`inspector.fuzz.run`).
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from abi.errors import UsageError
 from inspector.fuzz.base import Base
-from inspector.fuzz.edit import Edit
 from inspector.fuzz.mutate import Mutator
+from inspector.fuzz.target import Mismatch, Target
 
 if TYPE_CHECKING:
     from inspector.image import Image
-
-
-class Mismatch(Exception):
-    """Two readers that are both content with an image say different things about it."""
-
-
-class Target(Protocol):
-    """A consumer of mutated input. A ``slow`` one is asked for the time after each case."""
-
-    name: str
-    slow: bool
-
-    def pick(self, rng: random.Random) -> tuple[Base, tuple[Edit, ...]]:
-        """A case."""
-
-    def run(self, base: Base) -> None:
-        """Consume ``base``, whose memory has the edits of the case applied."""
 
 
 class ImageTarget:

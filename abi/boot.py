@@ -45,6 +45,15 @@ KHO_SCRATCH_MOST = 2 + 1024
 #: Areas of an array that are looked at, whatever its size says; kernels look at all.
 KHO_SCRATCH_READ = 1 << 16
 
+#: Pages of 4 KiB that x86 can map at a time while it looks for the root.
+EARLY_MAP_PAGES = 64
+
+
+def early_pages(address: int, size: int) -> int:
+    """How many pages early_memremap of x86 counts, in 32 bits, for a range of bytes."""
+    return (address % 4096 + size + 4095 >> 12) & 0xFFFF_FFFF
+
+
 #: x86 boot_params, one page: offsets of what is used, in the order of the page.
 E820_COUNT_OFFSET = 0x1E8
 #: The setup header starts here, with setup_sects; it ends at 0x202 + the byte at 0x201.

@@ -372,9 +372,9 @@ def detect_luo(
     for generation in known:
         if generation.root != "struct" or generation.features:
             continue
-        field = blob[: generation.string_size]
-        string = field.partition(b"\0")[0]
-        if _text(string) in generation.strings and not field[len(string) :].strip(b"\0"):
+        # Compared as strings are: what lies behind the NUL does not count.
+        string = blob[: generation.string_size].partition(b"\0")[0]
+        if _text(string) in generation.strings:
             candidates.append(
                 Candidate(generation, len(string), (f"the blob says {_text(string)}",))
             )

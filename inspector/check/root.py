@@ -6,8 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from abi.boot import KHO_SCRATCH_MOST, KHO_SCRATCH_READ, kho_scratch
+from abi.boot import (
+    EARLY_MAP_PAGES,
+    KHO_SCRATCH_MOST,
+    KHO_SCRATCH_READ,
+    early_pages,
+    kho_scratch,
+)
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+from inspector.locate import How
 from inspector.text import plural
 
 
@@ -32,6 +39,22 @@ def _handover_page(context: Context) -> None:
             f"the hand-over gives the root FDT {record.fdt_size} bytes, not a page",
             path="/", address=record.address,
         )  # fmt: skip
+
+
+def _handover_mapped(context: Context) -> None:
+    record = context.image.root.candidate.handover
+    if record is None:
+        context.undecidable("the image holds no hand-over record")
+    elif record.how is How.SETUP_DATA:
+        for what, address, size in (
+            ("root FDT", record.fdt_address, record.fdt_size),
+            ("scratch array", record.scratch_address, record.scratch_size),
+        ):
+            if early_pages(address, size) > EARLY_MAP_PAGES:
+                context.report(
+                    f"the size of the {what} is handed over as {size:#x}", path="/",
+                    address=record.address,
+                )  # fmt: skip
 
 
 def _scratch_whole(context: Context) -> None:
@@ -200,6 +223,11 @@ RULES = (
         test=_handover_page,
     ),
     Rule(
+        "KHO-ROOT-014", ERROR, "The hand-over record gives a size that cannot be mapped early.",
+        "x86 maps 64 pages at most: KHO is disabled, the kernel boots, all state is lost (7.3.4).",
+        test=_handover_mapped,
+    ),
+    Rule(
         "KHO-ROOT-012", WARNING, "The page of the root FDT is not preserved.",
         "7.3 takes the state over all the same, but the page may be reused while it is read.",
         test=_root_preserved,
@@ -237,7 +265,8 @@ RULES = (
     ),
     Rule(
         "KHO-SCR-005", ERROR, "A scratch area lies outside the machine's RAM.",
-        "Early boot allocates memory that is not there.", test=_scratch_in_ram,
+        "Early boot allocates memory that is not there; x86 does not use what lies behind all RAM.",
+        test=_scratch_in_ram,
     ),
     Rule(
         "KHO-SCR-006", WARNING, "The scratch array has more areas than a machine has nodes.",

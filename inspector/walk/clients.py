@@ -109,7 +109,7 @@ def walk_blobs(
     return found
 
 
-#: A blob that claims to be larger is not read whole.
+#: A blob that claims to be larger is read to the end of its page.
 MAX_BLOB = 1 << 20
 
 
@@ -119,12 +119,13 @@ def read_client(survey: Survey, blob: Blob) -> bytes | None:
         return None
     try:
         if blob.size is not None:
-            if blob.size > MAX_BLOB:
+            size = blob.size
+            if size > MAX_BLOB:
                 survey.findings.error(
                     "KHO-ROOT-006", f"blob-size {blob.size:#x} is implausible",
                     path=blob.path, address=blob.address,
                 )  # fmt: skip
-            size = min(blob.size, MAX_BLOB)
+                size = survey.page_size - blob.address % survey.page_size
             data = survey.memory.read(blob.address, size)
         else:
             data = read_blob(survey.memory, blob.address)

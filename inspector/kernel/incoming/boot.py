@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from abi import fdt
+from abi.boot import EARLY_MAP_PAGES, early_pages
 from abi.kho import KhoGeneration
 from inspector.findings import Findings, Outcome
 from inspector.kernel.incoming import libfdt
@@ -19,10 +20,6 @@ from inspector.kernel.outcome import Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.locate import Candidate, Handover, How, Location
 from inspector.walk.preserved import PreservedMap
-
-#: Pages that x86 can map in early boot.
-_EARLY_MAP = 64
-_M32 = (1 << 32) - 1
 
 
 @dataclass(slots=True)
@@ -108,7 +105,10 @@ def read_root(boot: Booting) -> bool:
                 "failed to memremap scratch",
             ),
         ):  # fmt: skip
-            if boot.handover.how is How.SETUP_DATA and _early_pages(address, length) > _EARLY_MAP:
+            if (
+                boot.handover.how is How.SETUP_DATA
+                and early_pages(address, length) > EARLY_MAP_PAGES
+            ):
                 return _refuse(
                     boot, f"the size of the {what} is handed over as {length:#x}, more than can"
                     " be mapped early", boot.handover.address, message,
@@ -136,11 +136,6 @@ def read_root(boot: Booting) -> bool:
         )
     except fdt.FdtError as error:
         return _refuse(boot, f"the root FDT is invalid: {error}", boot.root, "is invalid")
-
-
-def _early_pages(address: int, size: int) -> int:
-    """How many pages early_memremap counts, in 32 bits, for a range of bytes."""
-    return (address % 4096 + size + 4095 >> 12) & _M32
 
 
 def _candidate(boot: Booting) -> Candidate | None:

@@ -15,7 +15,7 @@ from abi.registry import Generation
 from inspector import detect, recover
 from inspector.detect import Verdict
 from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
-from inspector.locate import Candidate, How, locate, ram_of
+from inspector.locate import Candidate, How, Location, locate, ram_of
 from inspector.memory.base import MemoryFault, PhysicalMemory
 from inspector.moment import MOMENT_NOTE, tell_moment
 from inspector.survey import Survey
@@ -42,10 +42,7 @@ def decode(
     location = locate(opened, root)
     opened.release()
     if not location.candidates:
-        raise NoRootError(
-            "no KHO root in this image (a page table in it can be decoded with"
-            " 'kho pagetable --root PA --table FORMAT --levels N')"
-        )
+        raise NoRootError(_why_no_root(opened, location))
     roots = [_read_root(opened, c, overrides, page_size) for c in location.candidates[:8]]
     usable = [r for r in roots if r is not None]
     if not usable:
@@ -68,6 +65,21 @@ def decode(
     image.ram = ram_of(opened, location)
     opened.release()
     return image
+
+
+def _why_no_root(opened: PhysicalMemory, location: Location) -> str:
+    for record in location.handovers:
+        try:
+            read_tree(opened, record.fdt_address)
+        except (MemoryFault, fdt.FdtError) as error:
+            return (
+                f"no KHO root that can be read at {record.fdt_address:#x}, where {record.how}"
+                f" leads: {error} ('kho compat IMAGE --to KERNEL' says what a kernel makes of it)"
+            )
+    return (
+        "no KHO root in this image (a page table in it can be decoded with"
+        " 'kho pagetable --root PA --table FORMAT --levels N')"
+    )
 
 
 def _read_root(

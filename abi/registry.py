@@ -140,7 +140,7 @@ def parse_overrides(specs: list[str]) -> dict[str, Generation]:
     for spec in specs:
         layer, sep, generation = spec.partition("=")
         if not sep:
-            raise UsageError(f"expected LAYER=ID, got {spec!r}")
+            raise UsageError(f"expected LAYER=ID, got {spec!r}; see 'kho abi list'")
         chosen[layer] = get(layer, generation)
     return chosen
 

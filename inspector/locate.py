@@ -109,7 +109,9 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     if root is not None:
         tree = try_tree(memory, root)
         if tree is None:
-            raise UsageError(f"there is no device tree at {root:#x}")
+            raise UsageError(
+                f"there is no device tree at {root:#x}; without --root it is searched for"
+            )
         trees = {root: tree, **trees}
     for handover in found.handovers:
         if handover.fdt_address not in trees:

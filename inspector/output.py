@@ -15,6 +15,8 @@ from inspector.text import display
 class OutputError(KhoError):
     """An output file cannot be written."""
 
+    exit_status = 8
+
 
 @contextlib.contextmanager
 def atomic_output(

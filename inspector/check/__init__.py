@@ -42,7 +42,8 @@ def explain(code: str) -> Rule:
     rules = catalogue()
     if code.upper() not in rules:
         near = difflib.get_close_matches(code.upper(), rules, 1, 0.3)
-        raise UsageError(f"no rule {code!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"did you mean {near[0]}?" if near else "'kho explain' lists them"
+        raise UsageError(f"no rule {code!r}; {hint}")
     return rules[code.upper()]
 
 

@@ -10,7 +10,7 @@ from inspector.cli import abi_verify
 from inspector.cli.common import Format, FormatOption, printer, write_json
 
 abi = typer.Typer(
-    help="Generations of the ABI: list them, show a layout as C.",
+    help="List, show, verify and compare the ABI's generations.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -43,7 +43,9 @@ def show(
             metavar="GENERATION", help="LAYER=ID, an id, or a struct's name.", show_default=False
         ),
     ],
-    page_size: Annotated[str, typer.Option("--page-size", metavar="SIZE")] = "4K",
+    page_size: Annotated[
+        str, typer.Option("--page-size", metavar="SIZE", help="4K, 16K or 64K.")
+    ] = "4K",
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Show the structs of a generation as C, with offsets and meanings."""

@@ -95,6 +95,10 @@ def _nothing() -> None:
     pass
 
 
+#: What the parser raises for a wrong call; typer exports only what derives from it.
+_CommandLineError: Any = typer.BadParameter.__mro__[1]
+
+
 app = typer.Typer(
     name="kho",
     cls=_Group,
@@ -132,13 +136,19 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 1000)
     try:
         with progress.watch(bar.watcher()):
-            app()
+            status = app(standalone_mode=False)
+        sys.stdout.flush()
     except KhoError as error:
         _fail(str(error), error.exit_status)
+    except _CommandLineError as error:
+        _wrong_call(error)
     except BrokenPipeError:
-        # The reader went away: not an error, but nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _reader_gone()
+    except SystemExit as leaving:
+        # Typer makes 1 of a broken pipe, which would say that there are differences.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            _reader_gone()
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     except MemoryError:
@@ -156,6 +166,24 @@ def main() -> None:
             " (KHO_TRACEBACK=1 shows where)",
             8,
         )
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _wrong_call(error: Any) -> None:
+    """What the parser of the command line refuses, and where to read on."""
+    if error.message.startswith("Usage: "):  # nothing was said: the whole help
+        error.show()
+        sys.exit(error.exit_code)
+    place = error.ctx.command_path if error.ctx is not None else "kho"
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    _fail(f"{message[:1].lower()}{message[1:]} ('{place} --help' tells more)", error.exit_code)
+
+
+def _reader_gone() -> None:
+    """The reader of standard output went away: no error, but nothing more can be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    sys.exit(141)
 
 
 def _fail(message: str, status: int) -> None:

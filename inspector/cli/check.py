@@ -79,7 +79,12 @@ def check(
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="Such as KHO-MAP-005.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[CODE]",
+            help="Such as KHO-MAP-005; all are listed if left out.",
+            show_default=False,
+        ),
     ] = None,
     format: FormatOption = Format.TEXT,
 ) -> None:

@@ -44,7 +44,7 @@ def diff(
         bool, typer.Option("--content", help="Compare what memory files hold, too.")
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="List at most so many changes.")
+        int, typer.Option("--limit", metavar="N", min=1, help="List at most so many changes.")
     ] = 10000,
     format: FormatOption = Format.TEXT,
     abi: AbiOption = None,
@@ -56,7 +56,7 @@ def diff(
     image of one update to see what the consumer wrote, or one image and a kernel.
     """
     if (after is None) == (consumed_by is None):
-        raise UsageError("give a second image, or --consumed-by KERNEL")
+        raise UsageError("give a second image or --consumed-by KERNEL, and not both")
     with ExitStack() as opened:
         one = opened.enter_context(open_image(before, abi=abi, page=page_size))
         if after is not None:

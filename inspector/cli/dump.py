@@ -27,7 +27,9 @@ def dump(
         str, typer.Argument(metavar="[PATH]", help="An object, such as /LUO/sessions/vm0.")
     ] = "/",
     format: FormatOption = Format.TEXT,
-    depth: Annotated[int, typer.Option("--depth", min=0, help="Levels of the tree to show.")] = 64,
+    depth: Annotated[
+        int, typer.Option("--depth", metavar="N", min=0, help="Levels of the tree to show.")
+    ] = 64,
     abi: AbiOption = None,
     root: RootOption = None,
     page_size: PageSizeOption = None,

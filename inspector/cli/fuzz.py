@@ -58,8 +58,8 @@ def fuzz(
     seconds: Annotated[
         float, typer.Option("--seconds", "-s", metavar="S", min=0, help="Time for all targets.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 1,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1)] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Which cases.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Processes.")] = 1,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Write the cases that fail here."),

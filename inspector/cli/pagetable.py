@@ -55,6 +55,7 @@ def pagetable(
     domain: Annotated[
         str | None,
         typer.Argument(
+            metavar="[DOMAIN]",
             help="Index, path, or address of a domain object, or a device such as 0000:00:03.0; "
             "all live domains if left out.",
             show_default=False,

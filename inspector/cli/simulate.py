@@ -13,7 +13,7 @@ def simulate(
     scenario: Annotated[
         str,
         typer.Argument(
-            metavar="SCENARIO",
+            metavar="[SCENARIO]",
             help="A scenario file, or the name of a shipped one (see --list).",
             show_default=False,
         ),
@@ -41,7 +41,7 @@ def simulate(
         _list(list_scenarios, list_faults)
         return
     if not scenario or not output:
-        raise UsageError("a scenario and an output file (-o) are needed")
+        raise UsageError("give a scenario (--list shows them) and an output file (-o)")
     from dataclasses import replace
 
     from inspector.kernel import scenario as scenarios

@@ -219,8 +219,8 @@ def _release(base: str) -> str:
     number = base.removeprefix("linux-").removeprefix("v")
     release = ".".join(number.split("-")[0].split(".")[:2])
     if release not in RELEASES:
-        known = [f"linux-{r}" for r in RELEASES]
-        raise UsageError(f"no kernel {base!r}{_near(base, known)}")
+        known = ", ".join(f"linux-{r}" for r in RELEASES)
+        raise UsageError(f"no kernel {base!r}; there are: {known}")
     return release
 
 

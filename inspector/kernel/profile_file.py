@@ -67,7 +67,7 @@ def find(name: str, layers: Sequence[str] = ()) -> Target:
     for spec in layers:
         layer, sign, generation = spec.partition("=")
         if not sign:
-            raise UsageError(f"expected LAYER=ID, got {spec!r}")
+            raise UsageError(f"expected LAYER=ID, got {spec!r}; see 'kho abi list'")
         kernel = _with_layer(kernel, layer, generation)
     return replace(target, kernel=kernel)
 

@@ -197,11 +197,12 @@ class _Required:
 REQUIRED = _Required()
 
 
-def unknown(word: str, allowed: Iterable[str], what: str = "value") -> str:
-    """``no such value 'x'; did you mean 'y'?``."""
+def unknown(word: str, allowed: Iterable[str], what: str = "value", see: str = "") -> str:
+    """``no such value 'x'; did you mean 'y'?``, or what there is, or ``see`` what lists them."""
     allowed = list(allowed)
     near = difflib.get_close_matches(word, allowed, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
+    every = f"{see!r} lists them" if see else f"there are: {', '.join(allowed)}"
+    hint = f"did you mean {near[0]!r}?" if near else every
     return f"no such {what} {word!r}; {hint}"
 
 

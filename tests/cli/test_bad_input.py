@@ -107,7 +107,7 @@ def patched(tmp_path: Path, handoff: Path, edits: dict[int, bytes]) -> Path:
     return path
 
 
-ROOT = 0x424000
+ROOT_PA = 0x424000
 
 
 def address_of(handoff: Path, what: str) -> int:
@@ -150,9 +150,9 @@ def test_unknown_root_is_decoded_as_far_as_it_goes(kho: Run, handoff: Path, tmp_
     from inspector import memory
 
     with memory.open(handoff) as opened:
-        page = opened.read(ROOT, 4096)
+        page = opened.read(ROOT_PA, 4096)
     at = page.find(b"kho-v4\0")
-    path = patched(tmp_path, handoff, {ROOT + at: b"kho-v9\0"})
+    path = patched(tmp_path, handoff, {ROOT_PA + at: b"kho-v9\0"})
     result = kho("dump", path)
     assert result.status & 4
     assert "kho-v9" in result.text
@@ -205,7 +205,61 @@ def test_no_room_for_the_output(arguments: list[str], tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 4
+    assert done.returncode == 8
     assert one_line(done.stderr)
     assert arguments[-1] in done.stderr
     assert not list(room.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dmup"], "did you mean 'dump'"),
+        (["dump"], "missing argument 'IMAGE'"),
+        (["dump", "IMAGE", "--fromat", "json"], "--format"),
+        (["dump", "IMAGE", "--format", "yaml"], "'text', 'json'"),
+        (["diff", "IMAGE"], "second image or --consumed-by"),
+        (["compat", "IMAGE", "--to", "linux-9.9"], "linux-6.16, linux-6.17"),
+        (["consume", "IMAGE", "--as", "7.3", "--session", "nope"], "/LUO/sessions"),
+        (["check", "IMAGE", "--rule", "nope"], "kho explain"),
+        (["simulate", "nope", "-o", "OUT"], "kho simulate --list"),
+        (["simulate", "linux-7.3", "-o", "OUT", "--fault", "zz"], "kho simulate --faults"),
+        (["dump", "IMAGE", "--root", "0x1000"], "without --root"),
+        (["dump", "IMAGE", "--abi", "luo-v5"], "kho abi list"),
+    ],
+)
+def test_wrong_calls_say_what_to_do_next(
+    kho: Run, handoff: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    places = {"IMAGE": str(handoff), "OUT": str(tmp_path / "out.elf")}
+    result = kho(*(places.get(word, word) for word in words))
+    assert result.status == 2
+    assert one_line(result.err)
+    assert said.lower() in result.err.lower()
+
+
+@pytest.mark.parametrize("words", [[], ["abi"]])
+def test_nothing_asked_shows_the_help(kho: Run, words: list[str]) -> None:
+    result = kho(*words)
+    assert result.status == 2
+    assert "Commands:" in result.err
+
+
+def test_output_that_cannot_be_written(kho: Run, handoff: Path, tmp_path: Path) -> None:
+    result = kho("extract", handoff, "-o", tmp_path / "absent" / "out.elf")
+    assert result.status == 8
+    assert one_line(result.err)
+
+
+def test_a_reader_that_goes_away_is_no_difference() -> None:
+    """Status 1 would say that something differs."""
+    command = [sys.executable, "-m", "inspector.cli.app", "abi", "list", "--format", "json"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141
+    assert not err

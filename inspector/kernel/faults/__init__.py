@@ -33,7 +33,7 @@ def inject(image: Image, name: str) -> list[Change]:
     Raises UsageError for an unknown fault, Inapplicable if the image has nothing to break.
     """
     if name not in FAULTS:
-        raise UsageError(unknown(name, FAULTS, "fault"))
+        raise UsageError(unknown(name, FAULTS, "fault", "kho simulate --faults"))
     target = Target(image)
     FAULTS[name].inject(Target(image, dry=True))
     FAULTS[name].inject(target)

@@ -219,7 +219,10 @@ class Consumer:
                     raise KernelErrno("EINVAL", "the session is retrieved already")
                 session.retrieved = True
                 return Session(self, session)
-        raise KernelErrno("ENOENT", f"no session {raw.decode('utf-8', 'backslashreplace')!r}")
+        text = raw.decode("utf-8", "backslashreplace")
+        raise KernelErrno(
+            "ENOENT", f"no session {text!r}; 'kho dump IMAGE /LUO/sessions' lists them"
+        )
 
     def retrieve_file(self, session: SessionEntry, file: FileEntry) -> Any:
         """What ``Session.retrieve`` does. Raises KernelErrno."""

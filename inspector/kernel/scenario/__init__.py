@@ -167,7 +167,7 @@ def load(path: str | FilePath) -> Scenario:
     except FileNotFoundError:
         if "/" in name or name.endswith(".toml"):
             raise UsageError(f"{name}: no such file") from None
-        raise UsageError(unknown(name, names, "scenario")) from None
+        raise UsageError(unknown(name, names, "scenario", "kho simulate --list")) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UsageError(f"{name}: {reason}") from None

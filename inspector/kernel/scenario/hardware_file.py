@@ -34,7 +34,9 @@ def load(name: str) -> Hardware:
     except FileNotFoundError:
         if "/" in name or name.endswith(".toml"):
             raise UsageError(f"{name}: no such file") from None
-        raise UsageError(unknown(name, scenario.shipped(), "scenario")) from None
+        raise UsageError(
+            unknown(name, scenario.shipped(), "scenario", "kho simulate --list")
+        ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UsageError(f"{name}: {reason}") from None

@@ -43,11 +43,11 @@ TYPES = {
 }
 
 
-def documented() -> dict[str, list[str]]:
+def documented(page: Path = PAGE) -> dict[str, list[str]]:
     """Key -> types, out of the tables of the page."""
     keys: dict[str, list[str]] = {}
     prefix = ""
-    for line in PAGE.read_text().splitlines():
+    for line in page.read_text().splitlines():
         if head := re.match(r"\| key of `(.+)` \|", line):
             prefix = head[1] + "."
         elif re.match(r"\| key \|", line):
@@ -73,12 +73,12 @@ def entries(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from entries(inner, path + "[]")
 
 
-def entry_for(key: str) -> str | None:
+def entry_for(key: str, keys: dict[str, list[str]] = KEYS) -> str | None:
     """The documented key that covers ``key``."""
-    if key in KEYS:
+    if key in keys:
         return key
     parts = key.split(".")
-    for pattern in KEYS:
+    for pattern in keys:
         wanted = pattern.split(".")
         if len(wanted) == len(parts) and all(
             w in ("*", p) or (w == "*[]" and p.endswith("[]"))

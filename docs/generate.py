@@ -42,6 +42,11 @@ def synopsis(path: tuple[str, ...], command: Any) -> str:
     return " ".join(words)
 
 
+def value_of(option: Any) -> str:
+    """What an option takes: its metavar, or the words to choose from."""
+    return option.metavar or "|".join(getattr(option.type, "choices", ())) or "VALUE"
+
+
 def man_page() -> str:
     """kho(1)."""
     import typer
@@ -76,7 +81,7 @@ def man_page() -> str:
             flags = ", ".join(
                 f"\\fB{roff(o)}\\fR" for o in (*parameter.opts, *parameter.secondary_opts)
             )
-            metavar = "" if parameter.is_flag else f" \\fI{roff(parameter.metavar or 'VALUE')}\\fR"
+            metavar = "" if parameter.is_flag else f" \\fI{roff(value_of(parameter))}\\fR"
             lines += [".TP", f"{flags}{metavar}", roff(parameter.help or "")]
     lines += [
         ".SH PATHS",

@@ -133,6 +133,8 @@ def read(path: str | os.PathLike[str]) -> Case:
             case.pages = {int(pa, 16): _unpacked(data) for pa, data in image["pages"].items()}
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UnreadableError(f"{path}: no fuzz case: not UTF-8 text") from None
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise UnreadableError(f"{path}: no fuzz case: {error!r}") from None
     return case

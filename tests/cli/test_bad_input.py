@@ -263,3 +263,10 @@ def test_a_reader_that_goes_away_is_no_difference() -> None:
         err = process.stderr.read()
     assert process.returncode == 141
     assert not err
+
+
+def test_a_case_that_is_none(kho: Run, handoff: Path) -> None:
+    result = kho("fuzz", "--replay", handoff)
+    assert result.status == 8
+    assert one_line(result.err)
+    assert len(result.err) < 200

@@ -14,6 +14,7 @@ from inspector.findings import Outcome
 from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.kernel.incoming import early_scratch
+from inspector.kernel.incoming.boot import Booting
 from inspector.kernel.incoming.consumer import consume
 from inspector.memory.sparse import SparseMemory
 
@@ -73,3 +74,16 @@ def test_of_a_hostile_size_a_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(early_scratch, "KHO_SCRATCH_READ", 100)
     assert consume(said(101, "zeros"), "linux-7.3").outcome == Outcome.CANNOT_TELL
     assert consume(said(100, "zeros"), "linux-7.3").outcome == Outcome.TAKEN_OVER
+
+
+def test_many_areas_are_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    add_up = early_scratch._real
+
+    def counted(boot: Booting) -> int:
+        added.append(len(boot.scratch))
+        return add_up(boot)
+
+    monkeypatch.setattr(early_scratch, "_real", counted)
+    assert consume(said(300, "areas far behind RAM"), "linux-7.3").outcome == Outcome.TAKEN_OVER
+    assert added == [300]

@@ -69,13 +69,14 @@ def read_scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
 def _areas(boot: Booting) -> bool:
     assert boot.handover is not None
     view_page = boot.view.page_size
+    real = _real(boot)  # once: there may be as many areas as a hostile size says
     for i, (start, size) in enumerate(boot.scratch):
         if not size:
             continue
         at = boot.handover.scratch_address + i * kho_scratch.size
         behind = _behind_all(boot, start)
         # An area that is taken for memory needs page structs, which come out of scratch.
-        if behind and min(size, (1 << 64) - start) // view_page * _PAGE_STRUCT > _real(boot):
+        if behind and min(size, (1 << 64) - start) // view_page * _PAGE_STRUCT > real:
             _no_room(boot, start, size, at)
             return False
         if behind:
@@ -101,7 +102,7 @@ def _areas(boot: Booting) -> bool:
                 path="/scratch", address=at,
             )  # fmt: skip
             return False
-        if not inside and size // view_page * _PAGE_STRUCT > _real(boot):
+        if not inside and size // view_page * _PAGE_STRUCT > real:
             _no_room(boot, start, size, at)
             return False
         if not inside:

@@ -83,8 +83,9 @@ def _flb_unused(context: Context) -> None:
     luo = context.image.luo
     if luo is None or luo.generation.root != "fdt":
         return
-    if not all(session.complete for session in luo.sessions):
-        context.undecidable("files are missing")
+    holes = {path for _, path in context.image.survey.holes}
+    if luo.lost or "/LUO/sessions" in holes or not all(s.complete for s in luo.sessions):
+        context.undecidable("sessions or files are missing")
         return
     for flb, users in _users(context):
         if flb.count > users:

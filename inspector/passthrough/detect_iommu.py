@@ -310,7 +310,8 @@ def _judge_iommufd(
 ) -> Evidence:
     evidence = Evidence()
     if generation.entry is None:
-        words = [survey.memory.read(a, 8) for a in addresses if likely.known(_one(a))[0]]
+        memory = survey.memory
+        words = [memory.read(a, 8) for a in addresses if memory.state(a, 8) is PageState.PRESENT]
         pointers = np.frombuffer(b"".join(words), "<u8")
         aligned = pointers & np.uint64(7) == 0
         placeholder = (pointers == 0) | (pointers >= _KERNEL_POINTER) & aligned
@@ -350,7 +351,3 @@ def _judge_iommufd(
     unique = [len(np.unique(s.records["token"])) == len(s.records) for s in whole]
     evidence.constraint("tokens are unique in a file", np.array(unique, np.bool_))
     return evidence
-
-
-def _one(address: int) -> U64Array:
-    return np.array([address], np.uint64)

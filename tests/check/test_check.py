@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kho
-from inspector import memory
+from inspector import memory, passthrough
 from inspector.check import catalogue, check, explain
 from inspector.decode import decode
 from inspector.extract import extract
@@ -243,3 +243,26 @@ def test_rules_can_be_chosen() -> None:
 
 def test_explain_is_case_blind() -> None:
     assert explain("kho-map-005").code == "KHO-MAP-005"
+
+
+def without(memory: SparseMemory, address: int) -> Image:
+    """The image with the page of an address left out of the dump."""
+    filtered = SparseMemory.over(memory)
+    filtered.exclude(address & ~0xFFF, 0x1000)
+    return decode(filtered)
+
+
+@pytest.mark.parametrize("name", ["iommu-v1", "iommufd"])
+def test_of_an_iommufd_that_the_dump_left_out_the_rest_is_checked(name: str) -> None:
+    simulated = scenario.load(name).run().memory
+    for _, file, _ in passthrough.iommufds(decode(simulated)):
+        image = without(simulated, file.data)
+        assert "KHO-MEM-001" in {finding.code for finding in check(image).findings}
+
+
+def test_an_flb_whose_users_the_dump_left_out_is_not_unused() -> None:
+    simulated = scenario.load("iommu-v1").run().memory
+    luo = decode(simulated).luo
+    assert luo is not None
+    report = check(without(simulated, luo.sessions_address), rules=["KHO-LUO-020"])
+    assert (report.findings, list(report.undecided)) == ((), ["KHO-LUO-020"])

@@ -81,7 +81,7 @@ def _flb_users(context: Context) -> None:
 def _flb_unused(context: Context) -> None:
     """Nor too many: up to 7.1 files alone use an FLB."""
     luo = context.image.luo
-    if luo is None or luo.generation.root != "fdt":
+    if luo is None or not luo.flbs or luo.generation.root != "fdt":
         return
     holes = {path for _, path in context.image.survey.holes}
     if luo.lost or "/LUO/sessions" in holes or not all(s.complete for s in luo.sessions):

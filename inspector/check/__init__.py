@@ -70,8 +70,11 @@ def check(
     suppressed = dict(image.survey.findings.suppressed)
     for code, count in context.findings.suppressed.items():
         suppressed[code] = suppressed.get(code, 0) + count
-    if rules is not None:
-        suppressed = {code: count for code, count in suppressed.items() if code in chosen}
+    suppressed = {
+        code: count
+        for code, count in suppressed.items()
+        if (chosen[code].severity >= at_least if code in chosen else rules is None)
+    }
     return Report(tuple(kept), context.undecided, suppressed, context.ownership)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.memory.base import U64Array
-from inspector.text import plural
 
 #: What is read there is not in the map: its own nodes, and what leads to the root.
 _OUTSIDE_MAP = frozenset({"", "/", "/preserved", "/scratch"})
@@ -21,14 +20,9 @@ def _wanted(context: Context) -> tuple[list[str], U64Array]:
 
 
 def _unpreserved(context: Context) -> None:
-    owned = context.ownership
-    if not owned.known:
-        context.undecidable("the preserved-memory map is lost")
-        return
-    preserved, page = context.image.preserved, context.image.page_size
-    assert preserved is not None
-    if preserved.missing:
-        context.undecidable(f"the image lacks {plural(preserved.missing, 'map node')}")
+    owned, page = context.ownership, context.image.page_size
+    preserved = context.whole_map()
+    if preserved is None:
         return
     extents = owned.unpreserved
     for start, end, number in zip(

@@ -15,7 +15,6 @@ from abi.boot import (
 )
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.locate import How
-from inspector.text import plural
 
 
 def _handover_size(context: Context) -> None:
@@ -169,14 +168,11 @@ def _nowhere(context: Context) -> None:
 
 def _root_preserved(context: Context) -> None:
     image = context.image
-    if image.preserved is None:
-        context.undecidable("the preserved-memory map is lost")
-        return
-    if image.preserved.missing:
-        context.undecidable(f"the image lacks {plural(image.preserved.missing, 'map node')}")
+    preserved = context.whole_map()
+    if preserved is None:
         return
     page = np.array([image.root.address], np.uint64)
-    if not image.preserved.covers(page, image.page_size)[0]:
+    if not preserved.covers(page, image.page_size)[0]:
         context.report("the root FDT is not preserved", path="/", address=image.root.address)
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inspector.findings import Finding, Findings, Severity
+from inspector.image import MapState
+from inspector.text import plural
 
 if TYPE_CHECKING:
     from inspector.check.ownership import Ownership
     from inspector.device_tables.claims import WalkedTable
     from inspector.image import Image
+    from inspector.walk.preserved import PreservedMap
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -63,6 +66,19 @@ class Context:
         """The rule that is running cannot be decided."""
         assert self.rule is not None
         self.undecided[self.rule.code] = why
+
+    def whole_map(self) -> PreservedMap | None:
+        """The map, if what is not in it is not preserved; else the rule cannot be decided."""
+        preserved = self.image.preserved
+        if preserved is None:
+            self.undecidable("the preserved-memory map is lost")
+        elif preserved.missing:
+            self.undecidable(f"the image lacks {plural(preserved.missing, 'map node')}")
+        elif self.image.map_state is not MapState.INTACT:
+            self.undecidable(f"the preserved-memory map is {self.image.map_state}")
+        else:
+            return preserved
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,14 +39,14 @@ def _walks(context: Context) -> list[Finding]:
 def _hardware(context: Context) -> list[Finding]:
     """Where hardware tables and objects disagree."""
     if "hardware" not in context.shared:
-        context.shared["hardware"] = cross.cross_check(context.image).items
+        undecided = context.memo.setdefault("hardware undecided", {})
+        context.shared["hardware"] = cross.cross_check(context.image, undecided).items
     return context.shared["hardware"]
 
 
 def _of_tables(code: str) -> Callable[[Context], None]:
     def test(context: Context) -> None:
-        if code == anomalies.UNPRESERVED and context.image.preserved is None:
-            context.undecidable("the preserved-memory map is lost")
+        if code == anomalies.UNPRESERVED and context.whole_map() is None:
             return
         for finding in _walks(context):
             if finding.code == code:
@@ -66,6 +66,8 @@ def _of_hardware(code: str) -> Callable[[Context], None]:
         for finding in _hardware(context):
             if finding.code == code:
                 context.report(finding.message, path=finding.path, address=finding.address)
+        if code in context.memo["hardware undecided"]:
+            context.undecidable(context.memo["hardware undecided"][code])
 
     return test
 

@@ -129,31 +129,42 @@ CODES: dict[str, tuple[Severity, str, str]] = {
     ),
 }
 
+#: What is said of something that is not found; a dump may have left it out.
+_NOT_FOUND = frozenset({"KHO-VTD-001", "KHO-VTD-004", "KHO-SMM-001", "KHO-SMM-002", "KHO-SMM-006"})
+
 
 @dataclass(slots=True)
 class _Checker:
-    """The parts that every comparison needs."""
+    """The parts that every comparison needs; ``survey`` is of one unit's tables."""
 
     survey: Survey
     findings: Findings
     state: IommuState
     booted: bool
+    undecided: dict[str, str]
 
     def report(self, code: str, message: str, path: str, address: int | None) -> None:
+        if code in _NOT_FOUND and any(f.code == "KHO-MEM-001" for f in self.survey.findings.items):
+            self.undecided[code] = "tables of a unit were left out of the image"
+            return
         self.findings.add(code, CODES[code][0], message, path=path, address=address)
 
 
-def cross_check(image: Image) -> Findings:
-    """Findings (of :data:`CODES`) where tables and objects disagree."""
+def cross_check(image: Image, undecided: dict[str, str] | None = None) -> Findings:
+    """Findings (of :data:`CODES`) where tables and objects disagree.
+
+    ``undecided`` is filled with codes that cannot be decided of every unit, and why.
+    """
     findings = Findings()
+    undecided = {} if undecided is None else undecided
     state = passthrough.iommu_state(image)
     if state is None:
         return findings
-    # A survey of its own: what it reads is not part of what decoding the image claims.
-    checker = _Checker(
-        Survey(image.memory, image.page_size), findings, state, image.moment is Moment.INCOMING
-    )
+    booted = image.moment is Moment.INCOMING
     for unit in state.units.live():
+        # A survey of its own: what it reads is not part of what decoding the image claims.
+        survey = Survey(image.memory, image.page_size)
+        checker = _Checker(survey, findings, state, booted, undecided)
         if unit.view == "intel" and unit.root_table:
             _vtd(checker, unit)
         elif unit.view == "smmuv3":
@@ -213,6 +224,9 @@ def _vtd(checker: _Checker, unit: Unit) -> None:
         _attachment(checker, device, domain, attachment)
     if checker.booted:
         return  # the next kernel adds entries of its own devices
+    if not checker.state.devices.array.complete:
+        checker.undecided["KHO-VTD-009"] = "device objects are missing"
+        return
     for devid in root.present_devices():
         if devid not in preserved:
             found = root.attachment(devid)

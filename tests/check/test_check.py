@@ -19,6 +19,7 @@ from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.kernel.faults import FAULTS, Inapplicable, inject
 from inspector.memory.sparse import SparseMemory
+from inspector.pagetable import anomalies
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "corpus"
@@ -266,3 +267,47 @@ def test_an_flb_whose_users_the_dump_left_out_is_not_unused() -> None:
     assert luo is not None
     report = check(without(simulated, luo.sessions_address), rules=["KHO-LUO-020"])
     assert (report.findings, list(report.undecided)) == ((), ["KHO-LUO-020"])
+
+
+@pytest.mark.parametrize(
+    ("name", "open_"),
+    [
+        ("iommu-v1", {"KHO-VTD-001", "KHO-VTD-004"}),
+        ("iommu-v3-scalable", {"KHO-VTD-001", "KHO-VTD-004"}),
+        ("smmuv3-first", {"KHO-SMM-002", "KHO-SMM-006"}),
+    ],
+)
+def test_of_tables_that_the_dump_left_out_nothing_is_said_to_be_absent(
+    name: str, open_: set[str]
+) -> None:
+    simulated = scenario.load(name).run().memory
+    whole = decode(simulated)
+    check(whole)  # claims the tables
+    pages = {
+        int(pa)
+        for claim in whole.survey.claims
+        if claim.kind == "device-table"
+        for pa in claim.starts
+    }
+    undecided: set[str] = set()
+    for page in pages:
+        report = check(without(simulated, page), rules=["KHO-VTD", "KHO-SMM"])
+        assert [f for f in report.findings if f.severity is Severity.ERROR] == []
+        undecided |= report.undecided.keys()
+    assert undecided == open_
+
+
+def test_what_is_in_an_incomplete_map_is_not_told_of_page_tables() -> None:
+    simulated = scenario.load("iommu-v1").run().memory
+    preserved = decode(simulated).preserved
+    assert preserved is not None
+    report = check(without(simulated, int(preserved.nodes[-1])))
+    assert {"KHO-MEM-010", anomalies.UNPRESERVED} <= report.undecided.keys()
+
+
+def test_what_is_left_out_for_its_severity_is_not_counted_either() -> None:
+    simulated = scenario.load("linux-7.3").run().memory
+    image = decode(simulated)
+    image.survey.findings.suppress("KHO-MEM-001", 5)
+    assert check(image).suppressed == {"KHO-MEM-001": 5}
+    assert check(image, at_least=Severity.WARNING).suppressed == {}

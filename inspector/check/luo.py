@@ -83,9 +83,7 @@ def _flb_unused(context: Context) -> None:
     luo = context.image.luo
     if luo is None or not luo.flbs or luo.generation.root != "fdt":
         return
-    holes = {path for _, path in context.image.survey.holes}
-    if luo.lost or "/LUO/sessions" in holes or not all(s.complete for s in luo.sessions):
-        context.undecidable("sessions or files are missing")
+    if not context.all_files():
         return
     for flb, users in _users(context):
         if flb.count > users:

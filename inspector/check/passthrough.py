@@ -71,6 +71,8 @@ def _strays(context: Context) -> None:
     if any(not file.folios.complete for _, file in image.folio_files()):
         context.undecidable("folios of a memory file are missing")
         return
+    if not context.all_files():
+        return
     files: MemoryFiles | None = None
     for domain in state.domains.live():
         if not domain.top_table_phys:
@@ -231,7 +233,7 @@ def _devices_unique(context: Context) -> None:
 def _owner_tokens(context: Context) -> None:
     """The iommufd that owns a device's DMA is a file of some session."""
     state = _state(context)
-    if state is None or "dma_owner_token" not in state.devices.columns:
+    if state is None or "dma_owner_token" not in state.devices.columns or not context.all_files():
         return
     devices = state.devices
     tokens = [file.token for _, file, _ in passthrough.iommufds(context.image)]

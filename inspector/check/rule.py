@@ -67,6 +67,20 @@ class Context:
         assert self.rule is not None
         self.undecided[self.rule.code] = why
 
+    def all_files(self) -> bool:
+        """Whether every session and file could be read; else the rule cannot be decided."""
+        luo = self.image.luo
+        lost = luo is None or (luo.lost and not luo.sessions)
+        cut = luo is not None and not all(session.complete for session in luo.sessions)
+        if (
+            lost
+            or cut
+            or any(path.startswith("/LUO/sessions") for _, path in self.image.survey.holes)
+        ):
+            self.undecidable("sessions or files are missing")
+            return False
+        return True
+
     def whole_map(self) -> PreservedMap | None:
         """The map, if what is not in it is not preserved; else the rule cannot be decided."""
         preserved = self.image.preserved

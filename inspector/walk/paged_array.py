@@ -185,6 +185,13 @@ def _report(
     total: int | None,
 ) -> None:
     findings = survey.findings
+    for i in np.flatnonzero(there & (counts > capacity)).tolist():
+        findings.error(
+            "KHO-LST-005",
+            f"{what} at {int(pages[i]):#x} counts {int(counts[i])} objects, capacity {capacity}",
+            path=path,
+            address=int(pages[i]) + 8,
+        )
     if total is not None:
         needed = -(-total // capacity)
         if len(pages) < needed:
@@ -202,13 +209,6 @@ def _report(
                 address=int(pages[-1]) if len(pages) else None,
             )
         return
-    for i in np.flatnonzero(there & (counts > capacity)).tolist():
-        findings.error(
-            "KHO-LST-005",
-            f"{what} at {int(pages[i]):#x} counts {int(counts[i])} objects, capacity {capacity}",
-            path=path,
-            address=int(pages[i]) + 8,
-        )
     for i in np.flatnonzero(there[:-1] & (counts[:-1] < capacity)).tolist():
         findings.warning(
             "KHO-LST-006",

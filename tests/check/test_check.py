@@ -261,12 +261,25 @@ def test_of_an_iommufd_that_the_dump_left_out_the_rest_is_checked(name: str) -> 
         assert "KHO-MEM-001" in {finding.code for finding in check(image).findings}
 
 
-def test_an_flb_whose_users_the_dump_left_out_is_not_unused() -> None:
-    simulated = scenario.load("iommu-v1").run().memory
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("iommu-v1", "KHO-LUO-020"), ("iommu-v1", "KHO-IOM-020"), ("iommufd", "KHO-IOM-018")],
+)
+def test_a_rule_about_files_waits_for_those_that_the_dump_left_out(name: str, rule: str) -> None:
+    simulated = scenario.load(name).run().memory
     luo = decode(simulated).luo
     assert luo is not None
-    report = check(without(simulated, luo.sessions_address), rules=["KHO-LUO-020"])
-    assert (report.findings, list(report.undecided)) == ((), ["KHO-LUO-020"])
+    report = check(without(simulated, luo.sessions_address), rules=[rule])
+    assert (report.findings, list(report.undecided)) == ((), [rule])
+
+
+def test_a_unit_that_the_dump_left_out_is_not_said_to_be_none() -> None:
+    simulated = scenario.load("iommufd").run().memory
+    state = passthrough.iommu_state(decode(simulated))
+    assert state is not None
+    image = without(simulated, state.units[0].address)
+    assert check(image, rules=["KHO-IOM-010"]).findings == ()
+    assert image.incomplete
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ def devices(image: Image) -> list[DeviceReach]:
     for finding in cross_check(image).items:
         wrong.setdefault(finding.path, []).append(finding)
     known: dict[int, Reach] = {}
+    walked: dict[TableRoot, Reach] = {}  # domains may have one table
     out = []
     for picture in passthrough.devices(image):
         found = None
@@ -211,7 +212,10 @@ def devices(image: Image) -> list[DeviceReach]:
             found = hardware.of(picture.device, picture.unit)
         domain = picture.domain
         if domain is not None and domain.address not in known:
-            known[domain.address] = reach(image, domain_root(image, domain), files)
+            root = domain_root(image, domain)
+            if root not in walked:
+                walked[root] = reach(image, root, files)
+            known[domain.address] = walked[root]
         reached = known[domain.address] if domain is not None else None
         own = wrong.get(picture.device.path, []) if picture.device is not None else []
         out.append(

@@ -271,3 +271,25 @@ def test_the_verb() -> None:
     assert first["reach"]["bytes"] == 6526 * 4096
     result = CliRunner().invoke(app, ["devices", str(CORPUS / "linux-7.3.4-handoff.elf.zst")])
     assert "no device is handed over" in result.output
+
+
+def test_a_table_of_several_domains_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = scenario.load("iommufd").run().memory
+    state = passthrough.iommu_state(kho.open(memory))
+    assert state is not None
+    layout = state.domains.array.struct
+    first, *others = state.domains
+    field = layout.field("top_table_phys").offset
+    for domain in others:
+        memory.write(domain.address + field, first.top_table_phys.to_bytes(8, "little"))
+    walks: list[TableRoot] = []
+    walk = reach.reach
+
+    def counted(image: Image, root: TableRoot, files: reach.MemoryFiles) -> reach.Reach:
+        walks.append(root)
+        return walk(image, root, files)
+
+    monkeypatch.setattr(reach, "reach", counted)
+    found = reach.devices(kho.open(memory))
+    assert len({d.picture.domain.address for d in found if d.picture.domain is not None}) > 1
+    assert len(walks) == len(set(walks))

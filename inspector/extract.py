@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from abi.errors import KhoError, UsageError
+from abi.errors import KhoError
 from inspector import memory, passthrough
 from inspector import redact as redaction
 from inspector.device_tables.claims import DEVICE_TABLE, PAGE_TABLE, claim_tables
@@ -26,6 +26,7 @@ from inspector.memory.elfcore import Digest, is_direct, write_core
 from inspector.memory.ranges import complement, first_difference, intersect, merged, present
 from inspector.memory.sparse import SparseMemory
 from inspector.moment import MOMENT_NOTE, REASONS_NOTE, REASONS_SEPARATOR, SCRATCH_NOTE
+from inspector.output import exists_already
 from inspector.survey import Claim
 
 #: Kinds of claims that hold what user space or drivers put there.
@@ -68,7 +69,7 @@ def extract(
     and compared before it takes its name. Raises UsageError, OutputError, ExtractError.
     """
     if not force and os.path.lexists(out):
-        raise UsageError(f"{out}: exists already; --force replaces it")
+        raise exists_already(out)
     content = content and not redact
     chosen, left = _split(image, content, max_file)
     kept = list(_ranges(chosen, image.page_size))

@@ -37,7 +37,7 @@ def atomic_output(
     target = Path(path)
     name = display(str(target))
     if not force and os.path.lexists(target):
-        raise UsageError(f"{name}: exists already; --force replaces it")
+        raise exists_already(target)
     if target.is_dir():
         raise UsageError(f"{name}: is a directory")
     if target.exists() and not target.is_file():
@@ -67,6 +67,11 @@ def atomic_output(
                 os.unlink(temporary)
 
 
+def exists_already(path: str | os.PathLike[str]) -> UsageError:
+    """What to raise where an existing file would be replaced."""
+    return UsageError(f"{display(str(path))}: exists already; --force replaces it")
+
+
 def _publish(temporary: str, target: Path, force: bool) -> None:
     if force:
         os.replace(temporary, target)
@@ -74,12 +79,10 @@ def _publish(temporary: str, target: Path, force: bool) -> None:
     try:
         os.link(temporary, target)  # unlike a rename, never replaces what came meanwhile
     except FileExistsError:
-        raise UsageError(f"{display(str(target))}: exists already; --force replaces it") from None
+        raise exists_already(target) from None
     except OSError:  # a file system without hard links
         if os.path.lexists(target):
-            raise UsageError(
-                f"{display(str(target))}: exists already; --force replaces it"
-            ) from None
+            raise exists_already(target) from None
         os.rename(temporary, target)
         return
     os.unlink(temporary)

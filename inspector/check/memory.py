@@ -6,6 +6,7 @@ import numpy as np
 
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
+from inspector.check.tables import hardware
 from inspector.memory.base import U64Array
 
 #: What is read there is not in the map: its own nodes, and what leads to the root.
@@ -80,14 +81,22 @@ def _leaks(context: Context) -> None:
     if not owned.known:
         context.undecidable("the preserved-memory map is lost")
         return
+    if not owned.leaked:
+        return
     unknown = [f.path for f in context.image.findings if f.code in ("KHO-LUO-014", "KHO-ROOT-008")]
     if context.image.luo is None and any(b.name == b"LUO" for b in context.image.blobs):
         unknown.append("/LUO")
     iommu = passthrough.iommu_state(context.image)
     if iommu is not None and not iommu.generation.unit_views:
         unknown.append(f"{iommu.path}, which does not say where the units' tables lie,")
-    if (context.image.survey.holes or unknown) and owned.leaked:
-        why = "pages are missing" if context.image.survey.holes else f"{unknown[0]} is not decoded"
+    hardware(context)
+    missing = (
+        bool(context.image.survey.holes)
+        or any(not table.reach.complete for table in context.walked.values())
+        or bool(context.memo["hardware undecided"])
+    )
+    if missing or unknown:
+        why = "pages are missing" if missing else f"{unknown[0]} is not decoded"
         context.undecidable(f"{owned.leaked:#x} preserved bytes are not claimed, but {why}")
         return
     for start, end in zip(owned.leak_starts.tolist(), owned.leak_ends.tolist(), strict=True):

@@ -36,8 +36,8 @@ def _walks(context: Context) -> list[Finding]:
     return found
 
 
-def _hardware(context: Context) -> list[Finding]:
-    """Where hardware tables and objects disagree."""
+def hardware(context: Context) -> list[Finding]:
+    """Where hardware tables and objects disagree; the memo has what could not be decided."""
     if "hardware" not in context.shared:
         undecided = context.memo.setdefault("hardware undecided", {})
         context.shared["hardware"] = cross.cross_check(context.image, undecided).items
@@ -63,7 +63,7 @@ def _of_hardware(code: str) -> Callable[[Context], None]:
         if state is not None and not state.generation.unit_views and len(state.units):
             context.undecidable(f"{state.path} does not say where the units' tables lie")
             return
-        for finding in _hardware(context):
+        for finding in hardware(context):
             if finding.code == code:
                 context.report(finding.message, path=finding.path, address=finding.address)
         if code in context.memo["hardware undecided"]:

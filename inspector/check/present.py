@@ -43,11 +43,10 @@ def lines(report: Report, *, colour: bool = False, every: bool = False) -> Itera
         if every or total[f.code] <= _FEW or seen[f.code] <= _SHOWN:
             yield f"{shown}: {where}{display(f.message)} [{f.code}]"
         elif seen[f.code] == total[f.code]:
-            more = total[f.code] - _SHOWN + report.suppressed.get(f.code, 0)
+            more = total[f.code] - _SHOWN
             yield f"{shown}: ... and {more:,} more like this; --all shows them [{f.code}]"
     for code, count in report.suppressed.items():
-        if every or total[code] <= _FEW:
-            yield f"... and {count:,} more of {code}"
+        yield f"... and {count:,} more of {code} that were only counted"
     for why, codes in _by_reason(report.undecided).items():
         yield f"cannot tell: {', '.join(codes)}: {display(why)}"
     owned = report.ownership

@@ -3,7 +3,8 @@
 * :mod:`~inspector.device_tables.vtd`: root, context and PASID tables;
 * :mod:`~inspector.device_tables.smmuv3`: stream tables and context descriptors;
 * :mod:`~inspector.device_tables.amd`: the AMD device table;
-* :mod:`~inspector.device_tables.cross`: the tables against the serialized objects.
+* :mod:`~inspector.device_tables.cross`: the tables against the serialized objects, with
+  ``cross_vtd`` and ``cross_smmuv3``; ``comparison`` has what both say.
 
 Readers take a :class:`inspector.survey.Survey`, never raise for what memory holds, and give
 page tables as :class:`abi.device_table.TableRoot`, which ``kho pagetable`` walks.

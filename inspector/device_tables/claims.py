@@ -18,7 +18,8 @@ from abi.pagetable import lookup
 from abi.vtd import ScalableContextEntry
 from inspector import passthrough
 from inspector.device_tables import walk_root
-from inspector.device_tables.cross import level_2_handles, root_table_of, stream_tables_of
+from inspector.device_tables.cross_smmuv3 import level_2_handles, stream_tables_of
+from inspector.device_tables.cross_vtd import root_table_of
 from inspector.memory.base import U64Array
 from inspector.pagetable import Limits
 from inspector.pagetable.anomalies import SHARED

@@ -12,7 +12,8 @@ from abi.device_table import TableRoot
 from abi.errors import UsageError
 from inspector import passthrough
 from inspector.device_tables import walk_root
-from inspector.device_tables.cross import root_table_of, stream_tables_of
+from inspector.device_tables.cross_smmuv3 import stream_tables_of
+from inspector.device_tables.cross_vtd import root_table_of
 from inspector.device_tables.smmuv3 import Stream
 from inspector.device_tables.vtd import Attachment, RootTable
 from inspector.findings import Finding, exit_status

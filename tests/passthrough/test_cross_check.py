@@ -12,7 +12,8 @@ from abi import smmuv3
 from abi.registry import get
 from inspector import passthrough
 from inspector.device_tables.claims import claim_tables
-from inspector.device_tables.cross import CODES, cross_check, root_table_of
+from inspector.device_tables.cross import CODES, cross_check
+from inspector.device_tables.cross_vtd import root_table_of
 from inspector.image import Image
 from inspector.memory.sparse import SparseMemory
 from inspector.passthrough.reach import domain_root

@@ -15,7 +15,7 @@ from abi import registry
 from abi.iommu import Header, IommuGeneration
 from inspector import passthrough
 from inspector.check.passthrough import _first_alike
-from inspector.device_tables.cross import _sound, root_table_of
+from inspector.device_tables.cross_vtd import _sound, root_table_of
 from inspector.evidence import Plausibility
 from inspector.passthrough.detect_iommu import Anchors, detect_iommu
 from inspector.survey import Survey

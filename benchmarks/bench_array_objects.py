@@ -170,4 +170,6 @@ def _bench(
         f"array objects, {size} B", gather, gather_in_c, equal=equal, limit=limit, rounds=25
     )
     check = True
-    yield compare(f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, rounds=25)
+    yield compare(
+        f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, limit=limit, rounds=25
+    )

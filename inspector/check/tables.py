@@ -9,7 +9,7 @@ from inspector import passthrough
 from inspector.check.rule import Context, Rule
 from inspector.device_tables import cross, walk_root
 from inspector.findings import Finding
-from inspector.pagetable import anomalies
+from inspector.pagetable import Budget, anomalies
 
 
 def _walks(context: Context) -> list[Finding]:
@@ -21,6 +21,7 @@ def _walks(context: Context) -> list[Finding]:
     image = context.image
     state = passthrough.iommu_state(image)
     found: list[Finding] = context.shared.setdefault("page tables", [])
+    budget = Budget()
     for domain in state.domains.live() if state is not None else ():
         if not domain.top_table_phys:
             continue
@@ -30,7 +31,8 @@ def _walks(context: Context) -> list[Finding]:
             continue
         try:
             root = domain_root(image, domain)
-            found += walk_root(image.memory, root, image=image, path=domain.path).findings.items
+            walk = walk_root(image.memory, root, image=image, path=domain.path, budget=budget)
+            found += walk.findings.items
         except UsageError as error:
             found.append(anomalies.impossible(error, domain.path, domain.address))
     return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from abi.device_table import TableRoot
     from inspector.image import Image
     from inspector.memory.base import PhysicalMemory, U64Array
-    from inspector.pagetable import Limits, Walk
+    from inspector.pagetable import Budget, Walk
 
 #: Fewer bits of input address than a page has are no width.
 _NARROWEST: Final = 12
@@ -34,11 +34,12 @@ def walk_root(
     *,
     image: Image | None = None,
     path: str = "",
-    limits: Limits | None = None,
+    budget: Budget | None = None,
 ) -> Walk:
     """The page table that a device table entry points to. Raises UsageError if it cannot be one.
 
     With an image whose map is whole, table pages that are not preserved are anomalies.
+    ``budget``: shared with the walks over other tables of the image.
     """
     from inspector.image import MapState
     from inspector.pagetable import walk
@@ -62,6 +63,6 @@ def walk_root(
         root.levels,
         vasz=bits or None,
         preserved=preserved,
-        limits=limits,
+        budget=budget,
         path=path,
     )

@@ -21,8 +21,7 @@ from inspector.device_tables import walk_root
 from inspector.device_tables.cross_smmuv3 import level_2_handles, stream_tables_of
 from inspector.device_tables.cross_vtd import root_table_of
 from inspector.memory.base import U64Array
-from inspector.pagetable import Limits
-from inspector.pagetable.anomalies import SHARED
+from inspector.pagetable import Budget
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Unit
 
@@ -42,8 +41,6 @@ _MAX_CD_BYTES = 64 << 20
 
 #: Findings of each code that are kept of all page tables of an image.
 _MAX_FINDINGS = 1 << 12
-#: Pointers to tables met before, in all page tables of an image, before walks are cut short.
-_MAX_SHARED = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | N
     from inspector.passthrough.reach import MemoryFiles, domain_root, reach_of
 
     files = None if walked is None else MemoryFiles(image)
-    budget = _Budget()
+    budget, kept = Budget(), Counter[str]()
     known: dict[TableRoot, tuple[U64Array, Reach | None]] = {}
     for domain in state.domains.live():
         if not domain.top_table_phys:
@@ -89,12 +86,10 @@ def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | N
         try:
             if root not in known:
                 whole = image if walked is not None else None
-                walk = walk_root(
-                    image.memory, root, image=whole, path=domain.path, limits=budget.limits
-                )
+                walk = walk_root(image.memory, root, image=whole, path=domain.path, budget=budget)
                 found = None if files is None else reach_of(walk, root, files)
                 known[root] = walk.table_pages, found
-                findings = budget.spend(walk.findings)
+                findings = _worth_keeping(walk.findings, kept)
         except UsageError:
             continue
         pages, found = known[root]
@@ -103,31 +98,14 @@ def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | N
         image.survey.claim(PAGE_TABLE, domain.path, pages, lookup(root.format).granule)
 
 
-class _Budget:
-    """What the page tables of all domains of an image may cost together.
-
-    Tables that are reached again, and thousands of findings, are only in images that were made
-    to waste time and memory.
-    """
-
-    def __init__(self) -> None:
-        self._shared = 0
-        self._kept: Counter[str] = Counter()
-
-    @property
-    def limits(self) -> Limits:
-        """For the next walk."""
-        return Limits() if self._shared < _MAX_SHARED else Limits(repeats=1)
-
-    def spend(self, findings: Findings) -> list[Finding]:
-        """The findings of a walk that are worth keeping."""
-        kept = []
-        for finding in findings.items:
-            self._kept[finding.code] += 1
-            if self._kept[finding.code] <= _MAX_FINDINGS:
-                kept.append(finding)
-        self._shared += findings.suppressed.get(SHARED, 0)
-        return kept
+def _worth_keeping(findings: Findings, kept: Counter[str]) -> list[Finding]:
+    """Those of one walk; not thousands of one code, which ``kept`` counts over all walks."""
+    worth = []
+    for finding in findings.items:
+        kept[finding.code] += 1
+        if kept[finding.code] <= _MAX_FINDINGS:
+            worth.append(finding)
+    return worth
 
 
 def _vtd(image: Image, state: IommuState, unit: Unit) -> None:

@@ -22,6 +22,7 @@ from abi.pagetable.format import U64
 from inspector.findings import Findings
 from inspector.memory.base import PhysicalMemory
 from inspector.pagetable.anomalies import CODES
+from inspector.pagetable.budget import Budget
 from inspector.pagetable.columns import LeafColumns, RangeColumns, Rows
 from inspector.pagetable.reverse import Reverse, look_back
 from inspector.pagetable.text import format_leaves, format_ranges
@@ -31,6 +32,7 @@ from inspector.pagetable.walker import Limits, Pass, Preserved, Stats
 
 __all__ = [
     "CODES",
+    "Budget",
     "LeafColumns",
     "Limits",
     "RangeColumns",
@@ -61,6 +63,7 @@ class Walk:
         tree: Table,
         *,
         limits: Limits | None = None,
+        budget: Budget | None = None,
         preserved: Preserved | None = None,
         output_bits: int | None = None,
         path: str = "",
@@ -68,6 +71,7 @@ class Walk:
         self.memory = memory
         self.tree = tree
         self._limits = limits or Limits()
+        self._budget = budget
         self._preserved = preserved
         self._output_bits = output_bits
         self._path = path
@@ -119,16 +123,21 @@ class Walk:
         return dataclasses.replace(found, complete=found.complete and self.stats.complete)
 
     def _pass(self, merged: bool, method: Callable[[Pass], Iterator[Rows]]) -> Iterator[Rows]:
+        limits = self._limits if self._budget is None else self._budget.limits(self._limits)
         current = Pass(
             self.memory,
             self.tree,
             merged,
-            self._limits,
+            limits,
             self._preserved,
             self._output_bits,
             self._path,
         )
-        yield from method(current)
+        try:
+            yield from method(current)
+        finally:
+            if self._budget is not None:
+                self._budget.spend(current)
         self._last = current
 
 
@@ -143,6 +152,7 @@ def walk(
     start_entries: int | None = None,
     output_bits: int | None = None,
     limits: Limits | None = None,
+    budget: Budget | None = None,
     preserved: Preserved | None = None,
     path: str = "",
 ) -> Walk:
@@ -152,8 +162,9 @@ def walk(
     ``sign_extend``: whether the upper half of the start table is the top of the address
     space; the format's habit if None. ``start_entries``: of a start table that is smaller
     than a table, or of concatenated ones; for Arm derived from ``vasz`` if None.
-    ``output_bits``: address bits of the unit; those above count as reserved. ``preserved``
-    says of page addresses (uint64) which are preserved. ``path``: of the object, for findings.
+    ``output_bits``: address bits of the unit; those above count as reserved. ``budget``: shared
+    with other walks. ``preserved`` says of page addresses (uint64) which are preserved.
+    ``path``: of the object, for findings.
 
     Raises UsageError if the format has no such tables.
     """
@@ -166,7 +177,13 @@ def walk(
         start_entries=start_entries,
     )
     return Walk(
-        memory, tree, limits=limits, preserved=preserved, output_bits=output_bits, path=path
+        memory,
+        tree,
+        limits=limits,
+        budget=budget,
+        preserved=preserved,
+        output_bits=output_bits,
+        path=path,
     )
 
 

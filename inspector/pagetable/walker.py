@@ -48,12 +48,14 @@ class Limits:
 
     ``tables``: tables in all (the default maps 16 TiB by 4 KiB pages). ``repeats``: 4 KiB
     of tables that may be visited again; a sound tree has none. ``skips``: runs of tables
-    that are not one level below their parents.
+    that are not one level below their parents. ``findings``: of each code that are put into
+    words; more are counted.
     """
 
     tables: int = 1 << 23
     repeats: int = 1 << 10
     skips: int = 1 << 14
+    findings: int = 256
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class Pass:
     ) -> None:
         self.memory = memory
         self.tree = tree
-        self.findings = Findings()
+        self.findings = Findings(per_code=limits.findings)
         self.stats = Stats()
         self.pages = PageSet()
         self._preserved = preserved

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from abi.errors import UsageError
 from inspector import passthrough
 from inspector.device_tables import walk_root
 from inspector.image import Image
 from inspector.memory.base import U64Array
+from inspector.pagetable import Budget
 from inspector.passthrough.reach import domain_root
 from inspector.walk.iommu import Domain
 
@@ -54,19 +54,9 @@ def named_domains(image: Image) -> dict[str, Domain]:
     return named
 
 
-def mappings(image: Image, domain: Domain) -> Mappings | None:
-    """What a domain maps; None if its page table cannot be one."""
-    side = Side(chunks(image, domain))
-    try:
-        side.fill(1 << 62)
-    except UsageError:
-        return None
-    return side.held
-
-
-def chunks(image: Image, domain: Domain) -> Iterator[Mappings]:
+def chunks(image: Image, domain: Domain, budget: Budget) -> Iterator[Mappings]:
     """What a domain maps, some at a time. Raises UsageError if its page table cannot be one."""
-    walk = walk_root(image.memory, domain_root(image, domain))
+    walk = walk_root(image.memory, domain_root(image, domain), budget=budget)
     for chunk in walk.ranges():
         # Copied: the walk reuses its columns.
         yield Mappings(

@@ -18,6 +18,7 @@ from inspector.device_tables.smmuv3 import Stream
 from inspector.device_tables.vtd import Attachment, RootTable
 from inspector.findings import Finding, exit_status
 from inspector.memory.base import U64Array
+from inspector.pagetable import Budget
 from inspector.survey import Survey
 from inspector.walk.iommu import Device, Domain, Unit
 
@@ -131,10 +132,10 @@ class Reach:
     status: int = 0
 
 
-def reach(image: Image, root: TableRoot, files: MemoryFiles) -> Reach:
+def reach(image: Image, root: TableRoot, files: MemoryFiles, budget: Budget) -> Reach:
     """Walk a page table and sum up where it leads."""
     try:
-        return reach_of(walk_root(image.memory, root), root, files)
+        return reach_of(walk_root(image.memory, root, budget=budget), root, files)
     except UsageError as error:
         return Reach(root, complete=False, anomalies=[str(error)], status=4)
 
@@ -200,7 +201,7 @@ def devices(image: Image) -> list[DeviceReach]:
     """Every device that any layer names, with what its DMA reaches."""
     from inspector.device_tables.cross import cross_check
 
-    files, hardware = MemoryFiles(image), Hardware(image)
+    files, hardware, budget = MemoryFiles(image), Hardware(image), Budget()
     wrong: dict[str, list[Finding]] = {}
     for finding in cross_check(image).items:
         wrong.setdefault(finding.path, []).append(finding)
@@ -215,7 +216,7 @@ def devices(image: Image) -> list[DeviceReach]:
         if domain is not None and domain.address not in known:
             root = domain_root(image, domain)
             if root not in walked:
-                walked[root] = reach(image, root, files)
+                walked[root] = reach(image, root, files, budget)
             known[domain.address] = walked[root]
         reached = known[domain.address] if domain is not None else None
         own = wrong.get(picture.device.path, []) if picture.device is not None else []

@@ -15,6 +15,7 @@ from inspector import passthrough
 from inspector.device_tables import walk_root
 from inspector.findings import Finding, exit_status
 from inspector.pagetable import (
+    Budget,
     Reverse,
     Translation,
     TranslationState,
@@ -75,13 +76,14 @@ def chosen(image: Image, which: str | None) -> Iterator[Shown]:
             "no IOMMU state in this image; --root PA --table FORMAT --levels N shows any table"
         )
     domains = list(state.domains.live()) if which is None else [_find(image, state, which)]
-    return (_shown(image, domain) for domain in domains)
+    budget = Budget()
+    return (_shown(image, domain, budget) for domain in domains)
 
 
-def _shown(image: Image, domain: Domain) -> Shown:
+def _shown(image: Image, domain: Domain, budget: Budget) -> Shown:
     root = domain_root(image, domain)
     try:
-        walk = walk_root(image.memory, root, image=image, path=domain.path)
+        walk = walk_root(image.memory, root, image=image, path=domain.path, budget=budget)
     except UsageError as error:
         return Shown(domain.path, root, None, impossible(error, domain.path, domain.address))
     return Shown(domain.path, root, walk)

@@ -7,11 +7,13 @@ pixel even when zoomed are drawn together.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from abi.errors import UsageError
 from inspector.check.ownership import Ownership
 from inspector.image import Image
 from inspector.memory.base import U64Array
@@ -79,9 +81,18 @@ def memory_strip(image: Image, owned: Ownership) -> Strip:
 
 
 def _merged(starts: U64Array, ends: U64Array, kind: str, page: int) -> list[_Range]:
-    """Ranges of one kind, those that touch joined, the nearest joined until few are left."""
+    """Ranges of one kind, joined as :func:`_joined` does."""
+    starts, ends = _joined(starts, ends, page)
+    return [
+        _Range(start, end, kind, f"{kind} {start:#x}, {size_text(end - start)}")
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _joined(starts: U64Array, ends: U64Array, page: int) -> tuple[U64Array, U64Array]:
+    """Ranges ascending, those that touch joined, the nearest joined until few are left."""
     if len(starts) == 0:
-        return []
+        return starts, ends
     rank = np.argsort(starts, kind="stable")
     starts, reach = starts[rank], np.maximum.accumulate(ends[rank])
     join = np.uint64(page)
@@ -93,10 +104,7 @@ def _merged(starts: U64Array, ends: U64Array, kind: str, page: int) -> list[_Ran
         join *= np.uint64(4)
     first = np.flatnonzero(np.concatenate(([True], far)))
     last = np.append(first[1:] - 1, len(starts) - 1)
-    return [
-        _Range(start, end, kind, f"{kind} {start:#x}, {size_text(end - start)}")
-        for start, end in zip(starts[first].tolist(), reach[last].tolist(), strict=True)
-    ]
+    return starts[first], reach[last]
 
 
 def _strip(title: str, ranges: Iterable[_Range]) -> Strip:
@@ -148,26 +156,59 @@ def _groups(ordered: list[_Range]) -> Iterator[tuple[int, int]]:
 
 #: Domains drawn: the rest is in ``kho devices`` and ``kho pagetable``.
 MAX_DOMAINS = 24
+_IOVA_PAGE = 0x1000
+#: Ranges of one domain and kind that are kept before they are joined.
+_MOST_SPANS = 1 << 20
 
 
 def iova_strips(image: Image) -> list[Strip]:
     """One strip for each domain: what its devices can reach, by rights."""
-    from inspector.passthrough.mappings import mappings, named_domains
+    from inspector.pagetable import Budget
+    from inspector.passthrough.mappings import chunks, named_domains
 
     strips = []
+    budget = Budget()
     for name, domain in list(named_domains(image).items())[:MAX_DOMAINS]:
-        maps = mappings(image, domain)
-        if maps is None or len(maps) == 0:
+        rights: dict[int, _Spans] = defaultdict(_Spans)
+        mapped = count = 0
+        try:
+            for chunk in chunks(image, domain, budget):
+                mapped += int(chunk.size.sum())
+                count += len(chunk)
+                for bits in np.unique(chunk.rights).tolist():
+                    mine = chunk.rights == bits
+                    rights[bits].add(chunk.iova[mine], chunk.iova[mine] + chunk.size[mine])
+        except UsageError:
             continue
         ranges: list[_Range] = []
-        for rights in np.unique(maps.rights).tolist():
-            mine = maps.rights == rights
-            kind = ("r" if rights & 1 else "") + ("w" if rights & 2 else "") or "none"
-            start = maps.iova[mine]
-            ranges += _merged(start, start + maps.size[mine], kind, 0x1000)
-        total = size_text(int(maps.size.sum()))
-        strips.append(_strip(f"{name}: {total} in {len(maps):,} ranges", ranges))
+        for bits, spans in sorted(rights.items()):
+            kind = ("r" if bits & 1 else "") + ("w" if bits & 2 else "") or "none"
+            ranges += _merged(*spans.columns(), kind, _IOVA_PAGE)
+        if count:
+            title = f"{name}: {size_text(mapped)} in {count:,} ranges"
+            strips.append(_strip(title, ranges))
     return strips
+
+
+class _Spans:
+    """Ranges of addresses that come some at a time; of too many, the nearest are joined."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[U64Array, U64Array]] = []
+        self._rows = 0
+
+    def add(self, starts: U64Array, ends: U64Array) -> None:
+        """More of them, in any order."""
+        self._parts.append((starts, ends))
+        self._rows += len(starts)
+        if self._rows > _MOST_SPANS:
+            self._parts = [_joined(*self.columns(), _IOVA_PAGE)]
+            self._rows = len(self._parts[0][0])
+
+    def columns(self) -> tuple[U64Array, U64Array]:
+        """All of them, as (starts, ends)."""
+        starts, ends = zip(*self._parts, strict=True)
+        return np.concatenate(starts), np.concatenate(ends)
 
 
 def session_bars(image: Image) -> list[Bar]:

@@ -12,8 +12,8 @@ from abi.iommu import VIEW_OF_TYPE
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.image import Moment
-from inspector.pagetable import Budget
-from inspector.passthrough.reach import MemoryFiles, domain_root, reach
+from inspector.passthrough.domains import DomainTables
+from inspector.passthrough.reach import MemoryFiles, reach
 from inspector.text import size_text
 from inspector.walk.iommu import Device, IommuState
 
@@ -75,14 +75,14 @@ def _strays(context: Context) -> None:
     if not context.all_files():
         return
     files: MemoryFiles | None = None
-    budget = Budget()
+    tables = DomainTables(image)
     for domain in state.domains.live():
         if not domain.top_table_phys:
             continue
         known = context.walked.get(domain.address)
         if known is None:
             files = files or MemoryFiles(image)
-            found = reach(image, domain_root(image, domain), files, budget)
+            found = reach(tables, tables.root(domain), files)
         else:
             found = known.reach
         if found.elsewhere and found.complete:

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from abi.errors import UsageError
 from inspector import passthrough
 from inspector.check.rule import Context, Rule
-from inspector.device_tables import cross, walk_root
+from inspector.device_tables import cross
 from inspector.findings import Finding
-from inspector.pagetable import Budget, anomalies
+from inspector.pagetable import anomalies
 
 
 def _walks(context: Context) -> list[Finding]:
     """What is wrong with the page table of each live domain; each is walked once."""
     if "page tables" in context.shared:
         return context.shared["page tables"]
-    from inspector.passthrough.reach import domain_root
+    from inspector.passthrough.domains import DomainTables
 
     image = context.image
     state = passthrough.iommu_state(image)
     found: list[Finding] = context.shared.setdefault("page tables", [])
-    budget = Budget()
+    tables = DomainTables(image)
     for domain in state.domains.live() if state is not None else ():
         if not domain.top_table_phys:
             continue
@@ -30,8 +30,7 @@ def _walks(context: Context) -> list[Finding]:
             found += known.findings
             continue
         try:
-            root = domain_root(image, domain)
-            walk = walk_root(image.memory, root, image=image, path=domain.path, budget=budget)
+            walk = tables.walk(tables.root(domain), domain.path, preserved=True)
             found += walk.findings.items
         except UsageError as error:
             found.append(anomalies.impossible(error, domain.path, domain.address))

@@ -17,11 +17,9 @@ from abi.errors import UsageError
 from abi.pagetable import lookup
 from abi.vtd import ScalableContextEntry
 from inspector import passthrough
-from inspector.device_tables import walk_root
 from inspector.device_tables.cross_smmuv3 import level_2_handles, stream_tables_of
 from inspector.device_tables.cross_vtd import root_table_of
 from inspector.memory.base import U64Array
-from inspector.pagetable import Budget
 from inspector.survey import Survey
 from inspector.walk.iommu import IommuState, Unit
 
@@ -73,20 +71,20 @@ def claim_tables(image: Image, walked: dict[int, WalkedTable] | None = None) -> 
 
 
 def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | None) -> None:
-    from inspector.passthrough.reach import MemoryFiles, domain_root, reach_of
+    from inspector.passthrough.domains import DomainTables
+    from inspector.passthrough.reach import MemoryFiles, reach_of
 
     files = None if walked is None else MemoryFiles(image)
-    budget, kept = Budget(), Counter[str]()
+    tables, kept = DomainTables(image), Counter[str]()
     known: dict[TableRoot, tuple[U64Array, Reach | None]] = {}
     for domain in state.domains.live():
         if not domain.top_table_phys:
             continue
-        root = domain_root(image, domain)
+        root = tables.root(domain)
         findings: list[Finding] = []
         try:
             if root not in known:
-                whole = image if walked is not None else None
-                walk = walk_root(image.memory, root, image=whole, path=domain.path, budget=budget)
+                walk = tables.walk(root, domain.path, preserved=walked is not None)
                 found = None if files is None else reach_of(walk, root, files)
                 known[root] = walk.table_pages, found
                 findings = _worth_keeping(walk.findings, kept)

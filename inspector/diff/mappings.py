@@ -16,7 +16,7 @@ from abi.errors import UsageError
 from inspector.diff.changes import Change, Diff, Kind
 from inspector.image import Image
 from inspector.memory.base import U64Array
-from inspector.pagetable import Budget
+from inspector.passthrough.domains import DomainTables
 from inspector.passthrough.mappings import COLUMNS, Mappings, Side, chunks, named_domains
 from inspector.text import size_text
 
@@ -32,12 +32,12 @@ def compare(found: Diff, before: Image, after: Image, addresses: bool) -> None:
     One domain after the other, in windows: memory does not grow with what is mapped.
     """
     one, other = named_domains(before), named_domains(after)
-    budgets = Budget(), Budget()
+    tables = DomainTables(before), DomainTables(after)
     rows = 0
     for name in sorted(one.keys() & other.keys()):
         changes = _Changes(name)
         try:
-            sides = chunks(before, one[name], budgets[0]), chunks(after, other[name], budgets[1])
+            sides = chunks(tables[0], one[name]), chunks(tables[1], other[name])
             for left, right in _windows(*sides):
                 changes.add(left, right)
                 rows += len(left) + len(right)

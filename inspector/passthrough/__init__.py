@@ -2,8 +2,9 @@
 
 An image keeps each layer's objects where its file or FLB is. Here is what reads across the
 layers: the objects of one kind, and all that is known of one device. Beside it are the
-decoding (:mod:`.decode`) with its detection of generations, page tables as ranges
-(:mod:`.mappings`, :mod:`.tables`), and which device can reach which memory (:mod:`.reach`).
+decoding (:mod:`.decode`) with its detection of generations, the page tables of domains
+(:mod:`.domains`) as ranges (:mod:`.mappings`, :mod:`.tables`), and which device can reach
+which memory (:mod:`.reach`).
 """
 
 from __future__ import annotations

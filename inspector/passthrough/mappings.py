@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from inspector import passthrough
-from inspector.device_tables import walk_root
 from inspector.image import Image
 from inspector.memory.base import U64Array
-from inspector.pagetable import Budget
-from inspector.passthrough.reach import domain_root
+from inspector.passthrough.domains import DomainTables
 from inspector.walk.iommu import Domain
 
 COLUMNS = ("iova", "pa", "size", "rights")
@@ -54,10 +52,9 @@ def named_domains(image: Image) -> dict[str, Domain]:
     return named
 
 
-def chunks(image: Image, domain: Domain, budget: Budget) -> Iterator[Mappings]:
+def chunks(tables: DomainTables, domain: Domain) -> Iterator[Mappings]:
     """What a domain maps, some at a time. Raises UsageError if its page table cannot be one."""
-    walk = walk_root(image.memory, domain_root(image, domain), budget=budget)
-    for chunk in walk.ranges():
+    for chunk in tables.walk(tables.root(domain)).ranges():
         # Copied: the walk reuses its columns.
         yield Mappings(
             np.array(chunk.iova),

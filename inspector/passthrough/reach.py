@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,11 @@ import numpy.typing as npt
 from abi.device_table import TableRoot
 from abi.errors import UsageError
 from inspector import passthrough
-from inspector.device_tables import walk_root
-from inspector.device_tables.cross_smmuv3 import stream_tables_of
-from inspector.device_tables.cross_vtd import root_table_of
 from inspector.device_tables.smmuv3 import Stream
-from inspector.device_tables.vtd import Attachment, RootTable
+from inspector.device_tables.vtd import Attachment
 from inspector.findings import Finding, exit_status
 from inspector.memory.base import U64Array
-from inspector.pagetable import Budget
-from inspector.survey import Survey
-from inspector.walk.iommu import Device, Domain, Unit
+from inspector.passthrough.domains import DomainTables
 
 if TYPE_CHECKING:
     from inspector.image import Image
@@ -28,38 +23,6 @@ if TYPE_CHECKING:
 
 #: Pieces of memory files that one chunk of ranges may be cut into.
 _MAX_PIECES = 1 << 22
-_GRANULES = {0x1000: "4k", 0x4000: "16k", 0x10000: "64k"}
-
-
-def domain_root(image: Image, domain: Domain) -> TableRoot:
-    """A domain's page table. Its format is not named; it follows from units and address space."""
-    state = passthrough.iommu_state(image)
-    units = state.units_of(domain) if state is not None else []
-    if not units and state is not None:
-        units = list(state.units.live()) or list(state.units)
-    bits = domain.vasz or 0
-    if any(unit.view == "smmuv3" for unit in units):
-        # What the tables do not tell is as Linux prefers it: the granule of its pages.
-        walked = _hardware_format(image, domain) or f"lpae-s2-{_GRANULES[image.page_size]}"
-    elif domain.sign_extend is not None:
-        walked = "x86-64" if domain.sign_extend else "vtdss"
-    else:
-        walked = _hardware_format(image, domain) or "vtdss"
-    return TableRoot(walked, domain.top_table_phys, domain.levels, bits)
-
-
-def _hardware_format(image: Image, domain: Domain) -> str | None:
-    """The format as which the hardware walks a domain's table for a device; None if unknown."""
-    state = passthrough.iommu_state(image)
-    for index in state.users_of(domain)[:1].tolist() if state is not None else ():
-        assert state is not None
-        device = state.devices[index]
-        unit = state.units.at(device.iommu_phys)
-        found = Hardware(image).of(device, unit) if unit is not None else None
-        for root in found.roots if found is not None else ():
-            if root.address == domain.top_table_phys:
-                return root.format
-    return None
 
 
 class MemoryFiles:
@@ -132,10 +95,10 @@ class Reach:
     status: int = 0
 
 
-def reach(image: Image, root: TableRoot, files: MemoryFiles, budget: Budget) -> Reach:
+def reach(tables: DomainTables, root: TableRoot, files: MemoryFiles) -> Reach:
     """Walk a page table and sum up where it leads."""
     try:
-        return reach_of(walk_root(image.memory, root, budget=budget), root, files)
+        return reach_of(tables.walk(root), root, files)
     except UsageError as error:
         return Reach(root, complete=False, anomalies=[str(error)], status=4)
 
@@ -154,32 +117,6 @@ def reach_of(walk: Walk, root: TableRoot, files: MemoryFiles) -> Reach:
     found.anomalies = [f"{f.message} [{f.code}]" for f in walk.findings.items[:8]]
     found.status = exit_status(walk.findings.items, complete=stats.complete)
     return found
-
-
-class Hardware:
-    """What the device tables say of a device, read once a unit."""
-
-    def __init__(self, image: Image) -> None:
-        """``image`` has been decoded."""
-        self._image = image
-        self._units: dict[int, RootTable | Any] = {}
-
-    def of(self, device: Device, unit: Unit) -> Attachment | Stream | None:
-        """The context entry or stream of a device; None if the tables have none."""
-        if unit.address not in self._units:
-            self._units[unit.address] = self._tables(unit)
-        tables = self._units[unit.address]
-        if isinstance(tables, RootTable):
-            return tables.attachment(device.devid) if device.devid < 1 << 16 else None
-        return None if tables is None else tables.stream(device.devid)
-
-    def _tables(self, unit: Unit) -> Any:
-        survey = Survey(self._image.memory, self._image.page_size)
-        state = passthrough.iommu_state(self._image)
-        assert state is not None
-        if unit.view == "intel" and unit.root_table:
-            return root_table_of(survey, state, unit)
-        return stream_tables_of(survey, unit) if unit.view == "smmuv3" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +138,7 @@ def devices(image: Image) -> list[DeviceReach]:
     """Every device that any layer names, with what its DMA reaches."""
     from inspector.device_tables.cross import cross_check
 
-    files, hardware, budget = MemoryFiles(image), Hardware(image), Budget()
+    files, tables = MemoryFiles(image), DomainTables(image)
     wrong: dict[str, list[Finding]] = {}
     for finding in cross_check(image).items:
         wrong.setdefault(finding.path, []).append(finding)
@@ -211,12 +148,12 @@ def devices(image: Image) -> list[DeviceReach]:
     for picture in passthrough.devices(image):
         found = None
         if picture.device is not None and picture.unit is not None:
-            found = hardware.of(picture.device, picture.unit)
+            found = tables.hardware.of(picture.device, picture.unit)
         domain = picture.domain
         if domain is not None and domain.address not in known:
-            root = domain_root(image, domain)
+            root = tables.root(domain)
             if root not in walked:
-                walked[root] = reach(image, root, files, budget)
+                walked[root] = reach(tables, root, files)
             known[domain.address] = walked[root]
         reached = known[domain.address] if domain is not None else None
         own = wrong.get(picture.device.path, []) if picture.device is not None else []

@@ -12,10 +12,8 @@ import numpy as np
 from abi.device_table import TableRoot
 from abi.errors import UsageError
 from inspector import passthrough
-from inspector.device_tables import walk_root
 from inspector.findings import Finding, exit_status
 from inspector.pagetable import (
-    Budget,
     Reverse,
     Translation,
     TranslationState,
@@ -25,7 +23,7 @@ from inspector.pagetable import (
 )
 from inspector.pagetable.anomalies import impossible
 from inspector.pagetable.columns import RangeColumns
-from inspector.passthrough.reach import domain_root
+from inspector.passthrough.domains import DomainTables
 from inspector.text import parse_integer, plural, size_text
 from inspector.walk.iommu import Domain, IommuState
 
@@ -76,14 +74,14 @@ def chosen(image: Image, which: str | None) -> Iterator[Shown]:
             "no IOMMU state in this image; --root PA --table FORMAT --levels N shows any table"
         )
     domains = list(state.domains.live()) if which is None else [_find(image, state, which)]
-    budget = Budget()
-    return (_shown(image, domain, budget) for domain in domains)
+    tables = DomainTables(image)
+    return (_shown(tables, domain) for domain in domains)
 
 
-def _shown(image: Image, domain: Domain, budget: Budget) -> Shown:
-    root = domain_root(image, domain)
+def _shown(tables: DomainTables, domain: Domain) -> Shown:
+    root = tables.root(domain)
     try:
-        walk = walk_root(image.memory, root, image=image, path=domain.path, budget=budget)
+        walk = tables.walk(root, domain.path, preserved=True)
     except UsageError as error:
         return Shown(domain.path, root, None, impossible(error, domain.path, domain.address))
     return Shown(domain.path, root, walk)

@@ -163,16 +163,16 @@ _MOST_SPANS = 1 << 20
 
 def iova_strips(image: Image) -> list[Strip]:
     """One strip for each domain: what its devices can reach, by rights."""
-    from inspector.pagetable import Budget
+    from inspector.passthrough.domains import DomainTables
     from inspector.passthrough.mappings import chunks, named_domains
 
     strips = []
-    budget = Budget()
+    tables = DomainTables(image)
     for name, domain in list(named_domains(image).items())[:MAX_DOMAINS]:
         rights: dict[int, _Spans] = defaultdict(_Spans)
         mapped = count = 0
         try:
-            for chunk in chunks(image, domain, budget):
+            for chunk in chunks(tables, domain):
                 mapped += int(chunk.size.sum())
                 count += len(chunk)
                 for bits in np.unique(chunk.rights).tolist():

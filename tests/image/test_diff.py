@@ -202,13 +202,13 @@ def test_changed_blocks_are_those_of_the_sets(one: dict[int, int], other: dict[i
 
 def test_mappings_of_domains_are_compared_as_ranges() -> None:
     """A leaf taken out of a real domain's table is exactly one range less."""
-    from inspector.pagetable import Budget
+    from inspector.passthrough.domains import DomainTables
     from inspector.passthrough.mappings import chunks, named_domains
 
     source = CORPUS / "iommu-vw-small_legacy-handoff.elf.zst"
     with kho.open(source) as one:
         name, domain = next(iter(named_domains(one).items()))
-        maps = next(chunks(one, domain, Budget()))
+        maps = next(chunks(DomainTables(one), domain))
         assert len(maps) > 100
         # The level 0 table that maps the first range: walk down by hand.
         iova, table = int(maps.iova[5]), domain.top_table_phys

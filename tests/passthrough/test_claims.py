@@ -12,12 +12,11 @@ import pytest
 import kho
 from inspector import passthrough
 from inspector.check.ownership import account
-from inspector.device_tables import claims
 from inspector.device_tables.claims import WalkedTable, _worth_keeping, claim_tables
 from inspector.findings import Findings
 from inspector.memory.sparse import SparseMemory
 from inspector.pagetable import Budget, Limits
-from inspector.passthrough import tables
+from inspector.passthrough import domains, tables
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 #: Tables that point to each other from every entry.
@@ -130,7 +129,7 @@ def test_hostile_tables_share_a_budget() -> None:
 
 def test_a_spent_budget_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The domains behind it are neither walked nor believed to map nothing."""
-    monkeypatch.setattr(claims, "Budget", lambda: Budget(tables=64))
+    monkeypatch.setattr(domains, "Budget", lambda: Budget(tables=64))
     with kho.open(CORPUS / "iommu-vw-small_legacy-handoff.elf.zst") as image:
         walked: dict[int, WalkedTable] = {}
         claim_tables(image, walked)

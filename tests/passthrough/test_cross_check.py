@@ -16,7 +16,7 @@ from inspector.device_tables.cross import CODES, cross_check
 from inspector.device_tables.cross_vtd import root_table_of
 from inspector.image import Image
 from inspector.memory.sparse import SparseMemory
-from inspector.passthrough.reach import domain_root
+from inspector.passthrough.domains import DomainTables
 from inspector.survey import Survey
 from inspector.walk.iommu import walk_iommu
 
@@ -245,6 +245,6 @@ def test_the_granule_is_that_of_the_stream(
     made.codes(monkeypatch)
     state = passthrough.iommu_state(made)  # type: ignore[arg-type]
     assert state is not None
-    root = domain_root(made, state.domains[0])  # type: ignore[arg-type]
+    root = DomainTables(made).root(state.domains[0])  # type: ignore[arg-type]
     assert root.format == (format or "lpae-s2-64k")
     assert (root.address, root.levels, root.input_bits) == (made.table, 4, 44)

@@ -22,6 +22,7 @@ from inspector.image import Image
 from inspector.kernel import scenario
 from inspector.memory.sparse import SparseMemory
 from inspector.passthrough import reach
+from inspector.passthrough.domains import DomainTables
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 CAPTURES = [
@@ -88,7 +89,7 @@ def test_every_hwpt_decodes_to_what_user_space_mapped(name: str) -> None:
                         wanted[key] = expected(truth, *key)
                     domain = state.domains.at(hwpt.domain_data)
                     assert domain is not None
-                    assert mapped(image, reach.domain_root(image, domain)) == wanted[key]
+                    assert mapped(image, DomainTables(image).root(domain)) == wanted[key]
                     assert wanted[key]
                     compared[who] += 1
     assert compared == checks
@@ -218,7 +219,7 @@ def test_first_stage_domains_are_read_as_such(series: str) -> None:
         state = passthrough.iommu_state(image)
         assert state is not None
         first, second = state.domains
-        roots = [reach.domain_root(image, domain) for domain in (first, second)]
+        roots = [DomainTables(image).root(domain) for domain in (first, second)]
         assert [root.format for root in roots] == ["x86-64", "vtdss"]
         one, other = (list(mapped(image, root).items()) for root in roots)
         assert one == other
@@ -248,7 +249,7 @@ def test_entries_beyond_the_width_of_a_domain_are_found() -> None:
         with kho.open(memory) as image:
             state = passthrough.iommu_state(image)
             assert state is not None
-            root = reach.domain_root(image, state.domains[0])
+            root = DomainTables(image).root(state.domains[0])
             assert {f.code for f in walk_root(image.memory, root).findings.items} == codes
 
 

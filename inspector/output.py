@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def atomic_output(
     The bytes go to a temporary file in the same directory, which is synced and renamed;
     on any error, or interruption, nothing is left. An existing file is replaced only with
     ``force``, a device or pipe never (UsageError). ``verify`` is called with the temporary
-    file's path before that; what it raises keeps the file from being published. Raises
+    file's path while that is synced; what it raises keeps it from being published. Raises
     OutputError, one line, for what the system refuses: no space, no permission, no such
     directory.
     """
@@ -51,11 +52,11 @@ def atomic_output(
             os.umask(mask)
             os.fchmod(fd, 0o666 & ~mask)
             yield fd
-            os.fsync(fd)
+            with _synced(fd):
+                if verify is not None:
+                    verify(temporary)
         finally:
             os.close(fd)
-        if verify is not None:
-            verify(temporary)
         _publish(temporary, target, force)
         temporary = None
         _sync_directory(target.parent)
@@ -65,6 +66,27 @@ def atomic_output(
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _synced(fd: int) -> Iterator[None]:
+    """Bring a file to the disk while the block runs; the end of the block waits for it."""
+    failed: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            failed.append(error)
+
+    syncing = threading.Thread(target=sync, name="sync")
+    syncing.start()
+    try:
+        yield
+    finally:
+        syncing.join()
+    if failed:
+        raise failed[0]
 
 
 def exists_already(path: str | os.PathLike[str]) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -292,6 +293,28 @@ def test_nothing_is_left_behind(tmp_path: Path, error: type[BaseException] | OSE
 
     with pytest.raises(kind):
         write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_synced_takes_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may say so late; meanwhile the file has been read back and found right."""
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def verify(path: str) -> None:
+        seen.append(Path(path).read_bytes())
+
+    seen: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", fails)
+    with (
+        pytest.raises(OutputError, match="cannot be written: Input/output error"),
+        atomic_output(tmp_path / "out", verify=verify) as fd,
+    ):
+        os.write(fd, b"whole")
+    assert seen == [b"whole"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,14 +9,15 @@ occurs, so that references still hold.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from abi import boot, fdt
 from inspector.image import Image
-from inspector.memory.base import PageState
+from inspector.memory.base import MemoryFault, PageState
 from inspector.memory.sparse import SparseMemory
-from inspector.walk.fdt import try_tree
+from inspector.walk.fdt import MAX_SIZE, try_tree
 
 #: Kinds of claims whose every byte is structure, and which have their pages to themselves.
 _WHOLE = frozenset({"vmalloc-chunk", "vmalloc-data", "page-table", "device-table", "device-tree"})
@@ -176,18 +177,36 @@ class Pseudonyms:
     def _regions(self) -> None:
         """reserve_mem: node names of the same length, so that the blob keeps its size."""
         blob = next((b for b in self.image.blobs if b.name == b"memblock"), None)
-        tree = try_tree(self.overlay, blob.address) if blob is not None else None
-        if tree is None or blob is None:
+        header = None if blob is None else self._header(blob.address)
+        if blob is None or header is None:
             return
-        regions = {r.name for r in self.image.reserve_mem or ()}
+        tree = try_tree(self.overlay, blob.address)
+        if tree is None:
+            # Names may lie anywhere in it: no more is kept than makes it a tree that is damaged.
+            self.overlay.write(
+                blob.address + header.length, bytes(header.totalsize - header.length)
+            )
+            return
         tokens: list[fdt.Token] = []
         number = 0
         for token in tree.tokens():
-            if token.tag == fdt.Tag.BEGIN_NODE and token.name in regions:
+            if token.tag == fdt.Tag.BEGIN_NODE and token.name:
                 token = token._replace(name=_same_length(token.name, number))
                 number += 1
             tokens.append(token)
-        _rewrite(self.overlay, blob.address, tree, tokens)
+        empty = tuple((at, bytes(len(data))) for at, data in tree.gaps)
+        _rewrite(self.overlay, blob.address, replace(tree, gaps=empty), tokens)
+
+    def _header(self, address: int) -> fdt.FdtHeader | None:
+        try:
+            header = fdt.peek(self.overlay.read(address, fdt.HEADER_SIZE))
+        except MemoryFault:
+            return None
+        if header is None or header.totalsize > MAX_SIZE:
+            return None
+        if self.overlay.state(address, header.totalsize) is not PageState.PRESENT:
+            return None
+        return header
 
 
 def _same_length(name: bytes, number: int) -> bytes:

@@ -9,8 +9,10 @@ import pytest
 import zstandard
 
 import kho
+from abi import fdt
 from inspector.document import document
 from inspector.extract import extract
+from inspector.memory.sparse import SparseMemory
 from inspector.output import OutputError
 
 CORPUS = Path(__file__).parents[2] / "corpus"
@@ -98,6 +100,28 @@ def test_redaction_replaces_names_and_tokens_consistently(tmp_path: Path) -> Non
         names = [s.name for s in image.luo.sessions]
         assert len(set(names)) == len(truth["sessions"])
         assert sum(len(s.files) for s in image.luo.sessions) == len(truth["files"])
+
+
+@pytest.mark.parametrize("damage", ["no end", "no start"])
+def test_regions_of_a_damaged_tree_have_no_names_either(damage: str, tmp_path: Path) -> None:
+    source = CORPUS / "linux-7.3.4-handoff.elf.zst"
+    with kho.open(source) as image:
+        names = [region.name for region in image.reserve_mem]
+        at = next(blob.address for blob in image.blobs if blob.name == b"memblock")
+        overlay = SparseMemory.over(image.memory)
+        blob = overlay.read(at, 4096)
+        tree = fdt.parse(blob)
+        if damage == "no end":
+            end = next(t.offset for t in tree.tokens() if t.tag == fdt.Tag.END)
+            overlay.write(at + tree.header.off_dt_struct + end, b"\0\0\0\x77")
+        else:
+            overlay.write(at + blob.index(b"start\0"), b"other")
+        with kho.open(overlay) as damaged:
+            assert len(damaged.reserve_mem) < len(names)
+            extract(damaged, tmp_path / "out.elf", redact=True)
+    assert len(names) > 1
+    for name in names:
+        assert name not in (tmp_path / "out.elf").read_bytes()
 
 
 def test_tokens_that_refer_to_files_still_do(tmp_path: Path) -> None:

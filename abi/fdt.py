@@ -246,8 +246,14 @@ def peek(data: bytes | bytearray | memoryview) -> FdtHeader | None:
     return header
 
 
-def parse(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Fdt:
+def parse(
+    data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, *, salvage: bool = False
+) -> Fdt:
     """Parse a blob, which may be followed by other bytes (the rest of its page).
+
+    ``salvage``: of a structure block that breaks off, or exceeds a budget, what lies before is
+    returned with the anomaly CUT_SHORT, if there is a root node. libfdt never reads further than
+    it must either. Such a tree has no :meth:`Fdt.tokens`.
 
     :raises FdtError: header refused by libfdt, blob cut short, broken structure block, or a
         budget of ``limits`` exceeded.
@@ -279,6 +285,7 @@ def parse(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS)
         header.version,
         limits,
         anomalies,
+        salvage,
     )
     root, end = parser.run()
     if header.version < 17:  # no length in the header: the block ends with its END tag

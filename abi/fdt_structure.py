@@ -37,6 +37,8 @@ class AnomalyKind(enum.StrEnum):
     ROOT_HAS_NAME = "root-has-name"
     RESERVATIONS_UNTERMINATED = "reservations-unterminated"
     OVERLAPPING_BLOCKS = "overlapping-blocks"
+    #: Only where a damaged tree was asked for: the structure block breaks off.
+    CUT_SHORT = "cut-short"
 
 
 class Anomaly(NamedTuple):
@@ -136,6 +138,9 @@ class TreeParser:
         "limits",
         "name_bytes",
         "names",
+        "open",
+        "root",
+        "salvage",
         "strings",
         "strings_base",
         "structure",
@@ -149,15 +154,23 @@ class TreeParser:
         version: int,
         limits: Limits,
         anomalies: list[Anomaly],
+        salvage: bool = False,
     ) -> None:
-        """``structure`` and ``strings`` come with their offsets in the blob."""
+        """``structure`` and ``strings`` come with their offsets in the blob.
+
+        ``salvage``: where the structure breaks off, the tree ends, with an anomaly.
+        """
         self.base, self.structure = structure
         self.strings_base, self.strings = strings
         self.version = version
         self.limits = limits
         self.anomalies = anomalies
+        self.salvage = salvage
         self.names: dict[int, bytes | None] = {}
         self.name_bytes = 0
+        self.root: Node | None = None
+        #: The nodes that are open: name, properties, children, names of the children.
+        self.open: list[tuple[bytes, dict[bytes, bytes], list[Node], set[bytes]]] = []
 
     def error(self, message: str, offset: int) -> FdtError:
         return FdtError(message, self.base + offset)
@@ -184,15 +197,29 @@ class TreeParser:
 
     def run(self) -> tuple[Node, int]:
         """The root node, and the offset behind the END tag."""
+        try:
+            return self._read()
+        except FdtError as error:
+            if not self.salvage or (self.root is None and not self.open):
+                raise
+            self.note(AnomalyKind.CUT_SHORT, error.offset - self.base, str(error))
+        # The nodes that are open end here.
+        root = self.root
+        for name, values, children, _ in reversed(self.open):
+            if root is not None:
+                children.append(root)
+            root = Node(name, values, tuple(children))
+        assert root is not None
+        return root, len(self.structure)
+
+    def _read(self) -> tuple[Node, int]:
         structure, limits, names = self.structure, self.limits, self.names
         size = len(structure)
         words = _words(structure)
         count = len(words)
         old_format = self.version < 16  # aligns values to 8 bytes, names nodes by full paths
         nodes = properties = i = 0
-        root: Node | None = None
-        # The open nodes: name, properties, children, names of the children.
-        stack: list[tuple[bytes, dict[bytes, bytes], list[Node], set[bytes]]] = []
+        stack = self.open
         while i < count:
             tag = words[i]
             if tag == 3:  # PROP, by far the most frequent
@@ -237,7 +264,7 @@ class TreeParser:
                     values[name] = structure[at:end]
                 i = end + 3 >> 2
             elif tag == 1:  # BEGIN_NODE
-                if root is not None:
+                if self.root is not None:
                     raise self.error("second root node", 4 * i)
                 if len(stack) >= limits.depth:
                     raise self.error(f"nodes nested deeper than {limits.depth}", 4 * i)
@@ -268,14 +295,14 @@ class TreeParser:
                 if stack:
                     stack[-1][2].append(node)
                 else:
-                    root = node
+                    self.root = node
                 i += 1
             elif tag == 4:  # NOP
                 i += 1
             elif tag == 9:  # END
-                if root is None:
+                if self.root is None:
                     raise self.error("END before the root node ended", 4 * i)
-                return root, 4 * i + 4
+                return self.root, 4 * i + 4
             else:
                 raise self.error(f"unknown tag {tag:#x}", 4 * i)
         raise self.error("structure block ends without END", size)

@@ -70,7 +70,7 @@ def decode(
 def _why_no_root(opened: PhysicalMemory, location: Location) -> str:
     for record in location.handovers:
         try:
-            read_tree(opened, record.fdt_address)
+            read_tree(opened, record.fdt_address, salvage=True)
         except (MemoryFault, fdt.FdtError) as error:
             return (
                 f"no KHO root that can be read at {record.fdt_address:#x}, where {record.how}"
@@ -89,7 +89,7 @@ def _read_root(
     page_size: int | None,
 ) -> Root | None:
     try:
-        tree = candidate.tree or read_tree(opened, candidate.address)
+        tree = candidate.tree or read_tree(opened, candidate.address, salvage=True)
     except (MemoryFault, fdt.FdtError):
         return None
     verdict = detect.detect_kho(
@@ -184,6 +184,15 @@ def _note_anomalies(image: Image) -> None:
             path="/",
             address=root.address,
         )
+    for anomaly in root.tree.anomalies:
+        at = root.address + anomaly.offset
+        if anomaly.kind is fdt.AnomalyKind.CUT_SHORT:
+            findings.error(
+                "KHO-ROOT-015", f"root FDT is read up to {at:#x} only: {anomaly.message}",
+                path="/", address=at,
+            )  # fmt: skip
+        else:
+            findings.warning("KHO-ROOT-016", f"root FDT: {anomaly.message}", path="/", address=at)
     if root.tree.header.totalsize > image.page_size:
         findings.error(
             "KHO-ROOT-002", f"root FDT has {root.tree.header.totalsize} bytes, more than a page",

@@ -402,7 +402,7 @@ def _has_feature_header(generation: LuoGeneration, blob: bytes, page_size: int) 
 
 def _detect_luo_fdt(blob: bytes, known: tuple[LuoGeneration, ...]) -> Verdict:
     try:
-        root = fdt.parse(blob).root
+        root = fdt.parse(blob, salvage=True).root
     except fdt.FdtError:
         return Verdict("luo", None, how="unknown")
     names = {_text(n) for n in root.compatible}

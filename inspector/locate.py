@@ -107,7 +107,7 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     with progress.phase("looking for boot parameters", size) as advance:
         _boot_params(memory, found, advance)
     if root is not None:
-        tree = try_tree(memory, root)
+        tree = try_tree(memory, root, salvage=True)
         if tree is None:
             raise UsageError(
                 f"there is no device tree at {root:#x}; without --root it is searched for"
@@ -115,7 +115,7 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
         trees = {root: tree, **trees}
     for handover in found.handovers:
         if handover.fdt_address not in trees:
-            tree = try_tree(memory, handover.fdt_address)
+            tree = try_tree(memory, handover.fdt_address, salvage=True)
             if tree is not None:
                 trees[handover.fdt_address] = tree
     unclaimed = set(trees) - {h.fdt_address for h in found.handovers}

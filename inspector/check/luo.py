@@ -107,7 +107,10 @@ def _handlers(context: Context) -> None:
 
 
 RULES = (
-    Rule("KHO-LUO-001", ERROR, "LUO's device tree does not parse.", "LUO panics at boot."),
+    Rule(
+        "KHO-LUO-001", ERROR, "LUO's device tree does not parse, or breaks off.",
+        "LUO panics at boot unless what it looks for lies before the damage.",
+    ),
     Rule(
         "KHO-LUO-002", ERROR, "A node or property of LUO's device tree is missing, too short or 0.",
         "-EINVAL, and LUO panics at boot; sessions at address 0 are read from there.",

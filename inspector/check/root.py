@@ -233,6 +233,14 @@ RULES = (
         "KHO is disabled, and the kernel boots: all state is lost.", test=_nowhere,
     ),
     Rule(
+        "KHO-ROOT-015", ERROR, "The structure of the root FDT breaks off.",
+        "libfdt reads as far as it must: what lies before the damage is taken over, the rest lost.",
+    ),
+    Rule(
+        "KHO-ROOT-016", WARNING, "The root FDT has an oddity that libfdt reads over.",
+        "Nothing: of two properties of one name it takes the first, others it does not see.",
+    ),
+    Rule(
         "KHO-GEN-001", INFO, "The bytes fit several generations of a layer equally well.",
         "Nothing: a kernel has one layout and reads that.", "kho dump IMAGE --abi LAYER=ID",
     ),

@@ -23,14 +23,14 @@ def read_blob(memory: PhysicalMemory, pa: int, limit: int = MAX_SIZE) -> bytes:
     return memory.read(pa, header.totalsize)
 
 
-def read_tree(memory: PhysicalMemory, pa: int, limit: int = MAX_SIZE) -> fdt.Fdt:
+def read_tree(memory: PhysicalMemory, pa: int, *, salvage: bool = False) -> fdt.Fdt:
     """The tree at ``pa``. Raises as :func:`read_blob`, and FdtError if it does not parse."""
-    return fdt.parse(read_blob(memory, pa, limit))
+    return fdt.parse(read_blob(memory, pa), salvage=salvage)
 
 
-def try_tree(memory: PhysicalMemory, pa: int, limit: int = MAX_SIZE) -> fdt.Fdt | None:
-    """The tree at ``pa``, or None if there is none that parses."""
+def try_tree(memory: PhysicalMemory, pa: int, *, salvage: bool = False) -> fdt.Fdt | None:
+    """The tree at ``pa``, or None if there is none that parses (:func:`abi.fdt.parse`)."""
     try:
-        return read_tree(memory, pa, limit)
+        return read_tree(memory, pa, salvage=salvage)
     except (fdt.FdtError, MemoryFault):
         return None

@@ -115,13 +115,22 @@ def walk_luo(
 
 def _fdt_root(survey: Survey, found: Luo, blob: bytes) -> None:
     try:
-        tree = fdt.parse(blob)
+        tree = fdt.parse(blob, salvage=True)
     except fdt.FdtError as error:
         survey.findings.error(
             "KHO-LUO-001", f"LUO blob: {error}", path="/LUO", address=found.address
         )
         found.lost.append(f"LUO device tree: {error}")
         return
+    for anomaly in tree.anomalies:
+        if anomaly.kind is fdt.AnomalyKind.CUT_SHORT:
+            at = found.address + anomaly.offset
+            survey.findings.error(
+                "KHO-LUO-001",
+                f"LUO blob is read up to {at:#x} only: {anomaly.message}",
+                path="/LUO",
+                address=at,
+            )
     if "luo_ser" in found.generation.layouts:
         _struct_behind_fdt(survey, found, tree.root)
         return

@@ -36,7 +36,7 @@ def page_size_of(memory: PhysicalMemory, location: Location) -> int:
 
     candidate = location.candidates[0]
     try:
-        tree = read_tree(memory, candidate.address)
+        tree = read_tree(memory, candidate.address, salvage=True)
     except (MemoryFault, fdt.FdtError):
         return 0x1000
     return detect_kho(memory, tree.root, candidate).page_size

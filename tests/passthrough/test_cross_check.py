@@ -187,6 +187,7 @@ class SmmuImage:
 def test_context_descriptors_are_the_devices(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SmmuImage(layout, descriptors=True)
     state = walk_iommu(Survey(made.memory, 4096), made.generation, 0x13000, "/flb")  # type: ignore[arg-type]
+    assert state is not None
     monkeypatch.setattr(passthrough, "iommu_state", lambda _: state)
     made.survey = Survey(made.memory, 4096)
     claim_tables(made)  # type: ignore[arg-type]

@@ -73,6 +73,10 @@ class Survey:
     remnants: list[Claim] = field(default_factory=list)
     #: Pages a walker wanted and the image lacks: (address, object path).
     holes: list[tuple[int, str]] = field(default_factory=list)
+    #: How often something was wanted that the dump left out.
+    left_out: int = 0
+    #: Codes of rules that cannot be decided, since pages were left out, and why.
+    undecided: dict[str, str] = field(default_factory=dict)
     #: Pages (or sub-page objects) already used as a list node -> by whom.
     nodes: dict[int, str] = field(default_factory=dict)
     #: How many list nodes of any kind one image may have.
@@ -135,6 +139,7 @@ class Survey:
         if len(self.holes) < 65536:
             self.holes.append((pa, path))
         if state is PageState.EXCLUDED:
+            self.left_out += 1
             self.findings.info(
                 "KHO-MEM-001", f"page {pa:#x} was left out of the image", path=path, address=pa
             )
@@ -142,6 +147,10 @@ class Survey:
             self.findings.warning(
                 "KHO-MEM-002", f"page {pa:#x} is not in the image", path=path, address=pa
             )
+
+    def cannot_tell(self, code: str, why: str) -> None:
+        """A rule cannot be decided: what it looks at was left out of the dump."""
+        self.undecided.setdefault(code, why)
 
     def place(self, struct: Struct, pa: int | U64Array, path: str) -> None:
         """Record that ``struct`` lies at ``pa`` (or at each of a column)."""
@@ -170,6 +179,8 @@ class Survey:
         self.looked += other.looked
         self.remnants += other.remnants
         self.holes += other.holes[: 65536 - len(self.holes)]
+        self.left_out += other.left_out
+        self.undecided = other.undecided | self.undecided
         self.nodes.update(other.nodes)
 
     # -- pointers --------------------------------------------------------------------

@@ -75,7 +75,8 @@ def check(
         for code, count in suppressed.items()
         if (chosen[code].severity >= at_least if code in chosen else rules is None)
     }
-    return Report(tuple(kept), context.undecided, suppressed, context.ownership)
+    undecided = {code: why for code, why in image.survey.undecided.items() if code in chosen}
+    return Report(tuple(kept), undecided | context.undecided, suppressed, context.ownership)
 
 
 def _chosen(prefixes: Iterable[str] | None) -> dict[str, Rule]:

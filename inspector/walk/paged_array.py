@@ -37,7 +37,8 @@ class PagedArray:
     ``records`` has one row of ``struct.dtype`` per object, ``addresses`` their physical
     addresses. ``pages`` are the pages of the chain that could be read, ``counts`` what
     their headers say, ``used`` how many slots of each were taken. ``total`` is the number of
-    objects the image speaks of; ``complete`` whether all of them are here.
+    objects the image speaks of; ``complete`` whether all of them are here, ``cut`` whether
+    others may lie in pages that the image lacks.
     """
 
     struct: Struct
@@ -49,6 +50,7 @@ class PagedArray:
     capacity: int
     total: int
     complete: bool
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,8 +95,8 @@ def walk_paged_array(
     ``page`` is a header of {u64 next, u64 count} with the object struct as its tail.
     ``total`` is the global count, or None where the headers count. Findings: those of
     :func:`inspector.walk.chain.follow`, ``KHO-LST-005`` (a count above the capacity: cut),
-    ``KHO-LST-006`` (a page before the last is not full), ``KHO-LST-008`` (fewer pages than
-    the global count needs) and ``KHO-LST-009`` (more pages than it needs).
+    ``KHO-LST-006`` (a page before the last is not full), ``KHO-LST-008`` (the chain ends before
+    it has the pages that the global count needs) and ``KHO-LST-009`` (more pages than it needs).
     """
     limit = MAX_BYTES // survey.page_size
     chain = follow(survey, first, path, what, limit=limit) if first else Chain(_NO_PAGES, True)
@@ -125,7 +127,7 @@ def gather_objects(
     if spoken_of is None:
         sane = bool((counts <= capacity).all())
         spoken_of = int(counts.sum(dtype=None if sane else object))
-    _report(survey, path, what, pages, counts, there, capacity, total)
+    _report(survey, path, what, chain, counts, there, capacity, total)
     if len(pages):
         survey.place(page, pages, path)
         survey.claim("array-page", path, pages, survey.page_size)
@@ -141,6 +143,7 @@ def gather_objects(
         capacity,
         spoken_of,
         bool(chain.complete and len(addresses) == spoken_of and there.all()),
+        bool(chain.cut or not there.all()),
     )
 
 
@@ -178,13 +181,13 @@ def _report(
     survey: Survey,
     path: str,
     what: str,
-    pages: U64Array,
+    chain: Chain,
     counts: U64Array,
     there: npt.NDArray[np.bool_],
     capacity: int,
     total: int | None,
 ) -> None:
-    findings = survey.findings
+    findings, pages = survey.findings, chain.pages
     for i in np.flatnonzero(there & (counts > capacity)).tolist():
         findings.error(
             "KHO-LST-005",
@@ -194,7 +197,9 @@ def _report(
         )
     if total is not None:
         needed = -(-total // capacity)
-        if len(pages) < needed:
+        if len(pages) < needed and chain.cut:
+            survey.cannot_tell("KHO-LST-008", f"{path}: a page of it is not in the image")
+        elif len(pages) < needed and chain.complete:
             findings.error(
                 "KHO-LST-008",
                 f"{total} objects counted, {needed} pages of {what} needed, {len(pages)} linked",

@@ -37,7 +37,8 @@ class Candidate:
 
     ``violations`` are the hard constraints it breaks, ``reasons`` what speaks for it, ``broken``
     which part of all that is asked of it does not hold, from 0 to 1; ``score`` ranks candidates
-    that are equal in that.
+    that are equal in that. So many of the violations as ``lacking`` says may be due to pages that
+    the dump left out.
     """
 
     generation: Generation
@@ -45,11 +46,12 @@ class Candidate:
     reasons: tuple[str, ...] = ()
     violations: tuple[str, ...] = ()
     broken: float = 0.0
+    lacking: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether no hard constraint is broken."""
-        return not self.violations
+        """Whether no hard constraint is broken, as far as the dump tells."""
+        return len(self.violations) == self.lacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def decide(
 
     Of equally many violations those weigh less that break a smaller part of what is asked: a
     placeholder that is none breaks its only constraint, a damaged structure one of many, and
-    that for one object of many.
+    that for one object of many. What left-out pages may be the reason of weighs least.
     """
     ranked = sorted(
         enumerate(candidates),
@@ -97,8 +99,9 @@ def decide(
     )
 
 
-def _rank(candidate: Candidate) -> tuple[int, float, int]:
-    return len(candidate.violations), round(candidate.broken, 6), -candidate.score
+def _rank(candidate: Candidate) -> tuple[int, int, float, int]:
+    count = len(candidate.violations)
+    return count - candidate.lacking, count, round(candidate.broken, 6), -candidate.score
 
 
 def by_string(layer: str, string: bytes, override: Generation | None = None) -> Verdict:
@@ -131,7 +134,13 @@ def note(image: Image, layer: str, verdict: Verdict) -> None:
             path="/LUO",
         )
     best = verdict.candidates[0] if verdict.candidates else None
-    if best is not None and best.violations and verdict.how != "override":
+    if best is None or not best.violations or verdict.how == "override":
+        return
+    if best.fits:
+        image.survey.cannot_tell(
+            "KHO-GEN-002", f"pages of {layer} state were left out of the image"
+        )
+    else:
         findings.warning(
             "KHO-GEN-002",
             f"{layer}: no known layout fits; {best.generation.id} does best,"
@@ -202,7 +211,7 @@ def detect_kho(
     if any(t.mapped for t in trials):
         # A root without the property that a generation's map hangs on is not of it.
         trials = [t for t in trials if t.mapped]
-    trials.sort(key=lambda t: (len(t.candidate.violations), -t.candidate.score))
+    trials.sort(key=lambda t: _rank(t.candidate))
     best = trials[0]
     rivals = [t for t in trials[1:] if _equal(t, best)]
     verdict = decide("kho", _best_of_each(trials), override)
@@ -213,7 +222,7 @@ def detect_kho(
     certain = all(t.page_size == best.page_size for t in rivals)
     why = list(hints.get(best.page_size, ()))
     others = sorted({t.page_size for t in trials} - {best.page_size})
-    if best.candidate.fits and others and certain:
+    if not best.candidate.violations and others and certain:
         why.append(
             "the map does not walk with "
             + " or ".join(f"{size >> 10}K" for size in others)
@@ -227,10 +236,7 @@ def detect_kho(
 
 
 def _equal(a: KhoTrial, b: KhoTrial) -> bool:
-    return (
-        len(a.candidate.violations) == len(b.candidate.violations)
-        and a.candidate.score == b.candidate.score
-    )
+    return _rank(a.candidate) == _rank(b.candidate)
 
 
 def _best_of_each(trials: list[KhoTrial]) -> list[Candidate]:
@@ -285,7 +291,9 @@ def _try(
         broken = "the list of its chunks is broken"  # said by the findings of the list
         example = next((f.message for f in survey.findings.items if f.code == code), broken)
         violations.append(f"{count} x {code}: {example}")
+    lacking = 0
     if preserved.missing:
+        lacking += survey.left_out > 0
         violations.append(f"{preserved.missing} map nodes are not in the image")
     if generation.map_kind is MapKind.BITMAP_PAGE and preserved.complete:
         pointers = pointers_behind(memory, preserved.nodes, page_size)
@@ -303,12 +311,15 @@ def _try(
         score += 2
         reasons.append("the root and every blob are in the map")
     elif address:
+        lacking += survey.left_out > 0
         violations.append(f"{len(anchors) - covered} of {len(anchors)} blobs are not in the map")
     if generation.size_property is not None or generation.blob_property == "fdt":
         score += 1
     return KhoTrial(
         generation, page_size, mapped, preserved, len(anchors), covered,
-        Candidate(generation, score, tuple(reasons), tuple(violations)), survey,
+        Candidate(
+            generation, score, tuple(reasons), tuple(violations), lacking=lacking
+        ), survey,
         sum(preserved.problems.values()) + preserved.missing >= TRIAL_LIMIT,
     )  # fmt: skip
 

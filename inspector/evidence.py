@@ -27,7 +27,8 @@ class Evidence:
     """What one candidate's trial showed; ``lean`` grows with hints that speak for it.
 
     ``met`` counts the constraints that hold, ``broken`` adds up of the others which part of
-    what they were tried on does not meet them.
+    what they were tried on does not meet them. ``lacking`` counts the violations that pages
+    which the dump left out can be the reason of.
     """
 
     reasons: list[str] = field(default_factory=list)
@@ -35,11 +36,20 @@ class Evidence:
     lean: int = 0
     met: int = 0
     broken: float = 0.0
+    lacking: int = 0
 
     def constraint(
-        self, name: str, met: Mask | bool, example: Callable[[int], Any] | None = None
+        self,
+        name: str,
+        met: Mask | bool,
+        example: Callable[[int], Any] | None = None,
+        *,
+        lacking: bool = False,
     ) -> None:
-        """A hard constraint, tried on each element of ``met``; ``example`` names one by index."""
+        """A hard constraint, tried on each element of ``met``; ``example`` names one by index.
+
+        ``lacking`` says that pages were left out of the dump, without which it may not be met.
+        """
         met = np.atleast_1d(np.asarray(met, np.bool_))
         if not len(met):
             return
@@ -51,12 +61,13 @@ class Evidence:
         text = f"{name}: not so" if len(met) == 1 else f"{name}: not {len(broken)} of {len(met)}"
         if example is not None:
             text += f", such as {example(int(broken[0]))}"
-        self.violation(text, len(broken) / len(met))
+        self.violation(text, len(broken) / len(met), lacking=lacking)
 
-    def violation(self, text: str, part: float = 1.0) -> None:
+    def violation(self, text: str, part: float = 1.0, *, lacking: bool = False) -> None:
         """A hard constraint does not hold for a part of what it is about."""
         self.violations.append(text)
         self.broken += part
+        self.lacking += lacking
 
     def hint(self, name: str, speaks_for: bool | None) -> None:
         """Something that makes the reading likelier, or less; None: it says nothing."""
@@ -74,6 +85,7 @@ class Evidence:
             tuple(self.reasons),
             tuple(self.violations),
             self.broken / asked if asked else 0.0,
+            self.lacking,
         )
 
 

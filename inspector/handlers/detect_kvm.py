@@ -75,15 +75,19 @@ def _judge(
     evidence = Evidence()
     met: dict[str, str] = {}
     states: list[KvmVm] = []
+    left_out = 0
     for address in addresses:
         trial = Survey(survey.memory, survey.page_size, Findings(per_code=4))
         state = walk_vm(trial, generation, address, "/trial", likely.preserved)
+        left_out += trial.left_out
         if state is not None:
             states.append(state)
             survey.looked += trial.claims
             for finding in trial.findings.items:
                 met.setdefault(finding.code, finding.message)
-    evidence.constraint("every struct can be read", len(states) == len(addresses))
+    evidence.constraint(
+        "every struct can be read", len(states) == len(addresses), lacking=left_out > 0
+    )
     if not states:
         return evidence
     if "KHO-KVM-001" in met:

@@ -92,7 +92,7 @@ def judge_iommu(
     evidence = Evidence()
     trial = trial_survey(survey)
     state = walk_iommu(trial, generation, address, "/trial")
-    evidence.constraint("the root can be read", state is not None)
+    evidence.constraint("the root can be read", state is not None, lacking=trial.left_out > 0)
     if state is None:
         return evidence
     met = {f.code for f in trial.findings.items}
@@ -100,7 +100,9 @@ def judge_iommu(
     for code, rule in _STRUCTURE.items():
         if code in met:
             evidence.violation(f"{rule}: {examples[code]}")
-    if not met & set(_STRUCTURE):
+    if "KHO-LST-008" in trial.undecided:
+        evidence.violation(_STRUCTURE["KHO-LST-008"], lacking=trial.left_out > 0)
+    elif not met & set(_STRUCTURE):
         evidence.reasons.append("the three chains walk to their ends")
     for objects in (state.units, state.domains, state.devices):
         _headers(evidence, objects)
@@ -199,7 +201,10 @@ def _references(evidence: Evidence, state: IommuState, anchors: Anchors) -> None
     if any(len(column) for column in anchors.domain_data):
         best = max(anchors.domain_data, key=lambda c: _share(state.domains.array.find(c) >= 0))
         hits = state.domains.array.find(best) >= 0
-        evidence.constraint("domain_data of HWPTs hits a domain", hits, lambda i: hex(int(best[i])))
+        evidence.constraint(
+            "domain_data of HWPTs hits a domain", hits, lambda i: hex(int(best[i])),
+            lacking=state.domains.array.cut,
+        )  # fmt: skip
 
 
 def _hits(
@@ -211,7 +216,10 @@ def _hits(
     pointer = devices.column(name).astype(np.uint64)
     # A preserve that failed half way leaves a deleted slot that may be empty.
     good = (target.array.find(pointer) >= 0) | (devices.deleted & (pointer == 0))
-    evidence.constraint(f"{name} of devices hits an object", good, lambda i: hex(int(pointer[i])))
+    evidence.constraint(
+        f"{name} of devices hits an object", good, lambda i: hex(int(pointer[i])),
+        lacking=target.array.cut,
+    )  # fmt: skip
 
 
 def _share(mask: Mask) -> float:
@@ -320,15 +328,18 @@ def _judge_iommufd(
         evidence.constraint("there are no preserved domains for it", not _has_domains(iommu))
         return evidence
     states: list[Iommufd] = []
+    trial = trial_survey(survey)
     for address in addresses:
-        state = walk_iommufd(trial_survey(survey), generation, address, "/trial")
+        state = walk_iommufd(trial, generation, address, "/trial")
         if state is not None:
             states.append(state)
-    evidence.constraint("every header can be read", len(states) == len(addresses))
+    lacking = trial.left_out > 0
+    evidence.constraint("every header can be read", len(states) == len(addresses), lacking=lacking)
     evidence.constraint(
         "as many HWPTs as counted",
         np.array([s.complete for s in states], np.bool_),
         lambda i: states[i].nr_hwpts,
+        lacking=lacking,
     )
     empty = [s.address for s in states if not s.nr_hwpts]
     unused = [not any(_behind_count(survey, generation, address)) for address in empty]
@@ -341,7 +352,10 @@ def _judge_iommufd(
     data = records["domain_data"].astype(np.uint64)
     if iommu is not None:
         hits = iommu.domains.array.find(data) >= 0
-        evidence.constraint("domain_data hits a domain", hits, lambda i: hex(int(data[i])))
+        evidence.constraint(
+            "domain_data hits a domain", hits, lambda i: hex(int(data[i])),
+            lacking=iommu.domains.array.cut,
+        )  # fmt: skip
     else:
         evidence.constraint("domain_data is in memory", likely.known(data) & (data != 0))
     evidence.constraint("reclaimed is 0 or 1", records["reclaimed"] <= 1)

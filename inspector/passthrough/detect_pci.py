@@ -54,7 +54,10 @@ def detect_pci(
         named.append(sum(max((len(keys & one) for one in files), default=0) for files in readings))
     for (_, evidence, _), count in zip(tried, named, strict=True):
         if max(named):
-            evidence.constraint("VFIO files name devices of the list", count == max(named))
+            evidence.constraint(
+                "VFIO files name devices of the list", count == max(named),
+                lacking=evidence.lacking > 0,
+            )  # fmt: skip
     return decide("pci", order(tried), override)
 
 
@@ -83,7 +86,8 @@ def _judge_pci(
     evidence = Evidence()
     trial = trial_survey(survey)
     state = walk_pci(trial, generation, address, "/trial")
-    evidence.constraint("the root can be read", state is not None)
+    lacking = trial.left_out > 0
+    evidence.constraint("the root can be read", state is not None, lacking=lacking)
     if state is None:
         return evidence, frozenset()
     root = generation.root.unpack(survey.memory.read(address, generation.root.size))
@@ -98,13 +102,13 @@ def _judge_pci(
         evidence.constraint("padding of the root is 0", not any(b"".join(padding)))
     if state.maximum is not None:
         evidence.constraint("no more devices than slots", state.nr_devices <= state.maximum)
-    evidence.constraint("every slot can be read", state.complete)
+    evidence.constraint("every slot can be read", state.complete, lacking=lacking)
     _judge_slots(evidence, generation, string, state)
     keys = frozenset(state.keys)
     evidence.constraint("no device twice", len(keys) == len(state.keys))
     if expected:
         present = np.array([key in keys for key in sorted(expected)])
-        evidence.constraint("every device of the IOMMU state is listed", present)
+        evidence.constraint("every device of the IOMMU state is listed", present, lacking=lacking)
     return evidence, keys
 
 
@@ -147,6 +151,8 @@ class VfioFile:
 
     address: int
     iommufd_tokens: tuple[int, ...]
+    #: Whether all files of the session are known.
+    complete: bool = True
 
 
 def detect_vfio_pci(
@@ -156,11 +162,16 @@ def detect_vfio_pci(
     devices: frozenset[Key],
     iommu: IommuGeneration | None = None,
     override: Generation | None = None,
+    *,
+    all_devices: bool = True,
 ) -> Verdict:
-    """The verdict on all VFIO files of one string together; they name some of ``devices``."""
+    """The verdict on all VFIO files of one string together; they name some of ``devices``.
+
+    ``all_devices`` says that none of those are in pages that the dump left out.
+    """
     tried: list[tuple[Generation, Evidence, int]] = []
     for generation in cast("Iterable[VfioPciGeneration]", registry.named("vfio-pci", string)):
-        evidence = _judge_vfio(survey, generation, files, devices)
+        evidence = _judge_vfio(survey, generation, files, devices, all_devices)
         if iommu is not None:
             with_token = iommu.id.startswith("iommu-v1-")
             evidence.hint(f"it goes with {iommu.id}", not generation.has_iommufd or with_token)
@@ -175,12 +186,15 @@ def _judge_vfio(
     generation: VfioPciGeneration,
     files: Sequence[VfioFile],
     devices: frozenset[Key],
+    all_devices: bool,
 ) -> Evidence:
     evidence = Evidence()
     trial = trial_survey(survey)
     read = [(f, walk_vfio_pci(trial, generation, f.address, "/trial")) for f in files]
     found = [(f, d) for f, d in read if d is not None]
-    evidence.constraint("every struct can be read", len(found) == len(files))
+    evidence.constraint(
+        "every struct can be read", len(found) == len(files), lacking=trial.left_out > 0
+    )
     if not found:
         return evidence
     if devices:
@@ -191,12 +205,16 @@ def _judge_vfio(
             "every file names a device of the other layers",
             np.array(known),
             lambda i: found[i][1].name,
+            lacking=not all_devices,
         )
     resets = [d.reset_works <= 1 for _, d in found if d.reset_works is not None]
     evidence.constraint("reset_works is 0 or 1", np.array(resets, np.bool_))
     if generation.has_iommufd:
         token = [d.iommufd_token in {t & 0xFFFFFFFF for t in f.iommufd_tokens} for f, d in found]
-        evidence.constraint("the iommufd's token is one of the session", np.array(token))
+        evidence.constraint(
+            "the iommufd's token is one of the session", np.array(token),
+            lacking=not all(f.complete for f, _ in found),
+        )  # fmt: skip
     if generation.saved_state:
         sizes = [d.values["cfg_size"] in (256, 4096) for _, d in found]
         evidence.constraint("sizes of configuration space are 256 or 4096", np.array(sizes))

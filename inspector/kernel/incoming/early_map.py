@@ -164,7 +164,7 @@ def _walks_somehow(boot: Booting) -> bool:
     if candidate is None or candidate.tree is None:
         return True
     trial = detected(boot)
-    return trial is not None and trial.candidate.fits
+    return trial is not None and not trial.candidate.violations
 
 
 def _in_scratch(boot: Booting, meant: PreservedMap) -> None:

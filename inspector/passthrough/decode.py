@@ -71,7 +71,9 @@ def decode(image: Image, overrides: Overrides) -> None:
         for file in iommufds:
             generation = cast("IommufdGeneration | None", verdict.generation)
             if generation is not None:
-                file.state = walk_iommufd(image.survey, generation, file.data, file.path)
+                file.state = walk_iommufd(
+                    image.survey, generation, file.data, file.path, image.preserved
+                )
     _pci(image, likely, files, overrides)
     _vfio(image, files, overrides)
     _check(image)
@@ -123,7 +125,8 @@ def _pci(
         note(image, "pci", verdict)
         generation = cast("PciGeneration | None", verdict.generation)
         if generation is not None:
-            flb.state = walk_pci(image.survey, generation, flb.data, flb.path)
+            certain = verdict.certain or not image.survey.left_out
+            flb.state = walk_pci(image.survey, generation, flb.data, flb.path, certain=certain)
 
 
 def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides) -> None:
@@ -140,20 +143,37 @@ def _vfio(image: Image, files: list[tuple[Session, File]], overrides: Overrides)
         verdict = detect_vfio_pci(
             image.survey,
             string,
-            [VfioFile(f.data, tokens[s.path]) for s, f in found[:: len(found) // _SAMPLE + 1]],
+            [
+                VfioFile(f.data, tokens[s.path], s.complete)
+                for s, f in found[:: len(found) // _SAMPLE + 1]
+            ],
             devices,
             iommu.generation if iommu else None,
             overrides.get("vfio-pci"),
+            all_devices=_all_devices(image),
         )
         note(image, "vfio-pci", verdict)
         generation = cast("VfioPciGeneration | None", verdict.generation)
         if generation is not None:
             for _, file in found:
-                file.state = walk_vfio_pci(image.survey, generation, file.data, file.path)
+                file.state = walk_vfio_pci(
+                    image.survey, generation, file.data, file.path, image.preserved
+                )
 
 
 def _iommufd_tokens(session: Session) -> tuple[int, ...]:
     return tuple(f.token for f in session.files if _is(f.compatible, "iommufd"))
+
+
+def _all_devices(image: Image) -> bool:
+    """Whether :func:`known_devices` can have them all: none were left out of the dump."""
+    pci, iommu = pci_state(image), iommu_state(image)
+    if not image.survey.left_out:
+        return True
+    if pci is not None:
+        return pci.complete
+    whole = iommu is None or not iommu.devices.array.cut
+    return whole and not any(True for _ in _flbs(image, "pci"))
 
 
 # -- joints that do not fit -----------------------------------------------------------------------
@@ -169,6 +189,9 @@ def _check(image: Image) -> None:
             if not state.complete:
                 continue  # what a wrong count takes for HWPTs
             for index, gone in _astray(iommu.domains, state.domain_data):
+                if not gone and iommu.domains.array.cut:
+                    image.survey.cannot_tell("KHO-IFD-010", "domains were left out of the image")
+                    continue
                 hwpt = state.hwpt(index)
                 what = "a deleted domain" if gone else "no domain object"
                 findings.error(
@@ -185,7 +208,11 @@ def _check(image: Image) -> None:
         listed = (
             device.bdf in bdfs if device.domain is None else (device.domain, device.bdf) in known
         )
-        if (known or pci is not None) and not listed:
+        if listed:
+            continue
+        if not _all_devices(image):
+            image.survey.cannot_tell("KHO-VFI-010", "PCI devices were left out of the image")
+        elif known or pci is not None:
             findings.error(
                 "KHO-VFI-010",
                 f"{device.name} is not among the preserved PCI devices",
@@ -214,6 +241,8 @@ def _check_iommu(image: Image, iommu: IommuState) -> None:
         for index, gone in _astray(objects, pointers):
             device = iommu.devices[int(live[index])]
             if not gone and not objects.array.complete:
+                if objects.array.cut:
+                    image.survey.cannot_tell("KHO-IOM-010", f"{what}s were left out of the image")
                 continue  # it may be what is missing
             wrong = "is deleted" if gone else "points to no object"
             image.survey.findings.add(

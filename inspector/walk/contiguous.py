@@ -6,7 +6,8 @@ import numpy as np
 
 from abi.schema import Struct
 from inspector.memory.base import PageState, U8Array, U64Array
-from inspector.survey import Survey
+from inspector.survey import PHYSICAL_BITS, Survey
+from inspector.walk.preserved import PreservedMap
 
 #: No more pages than this are looked at behind one header.
 MAX_PAGES = 4096
@@ -37,3 +38,18 @@ def counted_rows(
     if held:
         survey.place(entry, addresses, path)
     return rows, addresses
+
+
+def may_reach(survey: Survey, preserved: PreservedMap | None, start: int, end: int) -> bool:
+    """Whether what lies at ``start`` may go on to ``end``: all of it is preserved.
+
+    For what the dump left out; a map that is lost, or has gaps itself, does not deny it.
+    """
+    if end >> PHYSICAL_BITS:
+        return False
+    if preserved is None or preserved.missing:
+        return True
+    page = survey.page_size
+    first = start - start % page
+    size = np.array([-(-end // page) * page - first], np.uint64)
+    return bool(preserved.covers(np.array([first], np.uint64), size)[0])

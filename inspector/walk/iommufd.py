@@ -11,7 +11,8 @@ import numpy.typing as npt
 from abi.iommufd import IommufdGeneration
 from inspector.memory.base import U64Array
 from inspector.survey import Survey
-from inspector.walk.contiguous import counted_rows
+from inspector.walk.contiguous import counted_rows, may_reach
+from inspector.walk.preserved import PreservedMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,17 @@ class Iommufd:
 
 
 def walk_iommufd(
-    survey: Survey, generation: IommufdGeneration, address: int, path: str
+    survey: Survey,
+    generation: IommufdGeneration,
+    address: int,
+    path: str,
+    preserved: PreservedMap | None = None,
 ) -> Iommufd | None:
     """The iommufd state at ``address``; None if its header cannot be read.
 
     Findings: ``KHO-IFD-001`` fewer entries than counted could be read, ``-002`` a token
-    twice, ``-003`` ``reclaimed`` is neither 0 nor 1.
+    twice, ``-003`` ``reclaimed`` is neither 0 nor 1. Of entries in pages that the dump left out
+    ``preserved`` tells whether they are some.
     """
     root = generation.root
     if not address or not survey.pointer(address, path, root.cname, align=8):
@@ -89,12 +95,15 @@ def walk_iommufd(
     if entry is None:
         survey.claim("struct", path, address, root.size)
         return Iommufd(path, generation, address, 0, np.empty(0, np.uint8), np.empty(0, np.uint64))
-    count = values["nr_hwpts"]
+    count, known = values["nr_hwpts"], survey.left_out
     rows, addresses = counted_rows(survey, address + root.size, count, entry, path)
     records = rows.reshape(-1).view(entry.dtype)
     state = Iommufd(path, generation, address, count, records, addresses)
     survey.claim("struct", path, address, root.size + len(records) * entry.size)
-    if not state.complete:
+    end = address + root.size + count * entry.size
+    if survey.left_out > known and may_reach(survey, preserved, address, end):
+        survey.cannot_tell("KHO-IFD-001", "pages of an iommufd were left out of the image")
+    elif not state.complete:
         survey.findings.error(
             "KHO-IFD-001",
             f"iommufd counts {count} HWPTs, {len(records)} can be read",

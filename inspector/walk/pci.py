@@ -109,8 +109,12 @@ class PciState:
         return [d for d in self.slots if not d.free]
 
 
-def walk_pci(survey: Survey, generation: PciGeneration, address: int, path: str) -> PciState | None:
+def walk_pci(
+    survey: Survey, generation: PciGeneration, address: int, path: str, *, certain: bool = True
+) -> PciState | None:
     """The PCI state at ``address``; None if its root cannot be read.
+
+    ``certain`` says that the dump left out nothing that would tell whether it has this layout.
 
     Findings: ``KHO-PCI-001`` unknown version, ``-002`` more devices counted than slots,
     ``-003`` a device twice, ``-004`` slots in use differ from the count, ``-005`` absurdly
@@ -142,7 +146,7 @@ def walk_pci(survey: Survey, generation: PciGeneration, address: int, path: str)
     state = PciState(
         path, generation, address, version, count, maximum, records, addresses, complete
     )
-    _check(survey, state)
+    _check(survey, state, certain)
     return state
 
 
@@ -164,7 +168,7 @@ def _slots(
     return rows, addresses, len(rows) == slots
 
 
-def _check(survey: Survey, state: PciState) -> None:
+def _check(survey: Survey, state: PciState, certain: bool) -> None:
     findings = survey.findings
     if state.maximum is not None and state.nr_devices > state.maximum:
         findings.error(
@@ -185,7 +189,9 @@ def _check(survey: Survey, state: PciState) -> None:
                 )
             seen.add(key)
     in_use = len(state.keys)
-    if state.complete and in_use != state.nr_devices:
+    if state.complete and in_use != state.nr_devices and not certain:
+        survey.cannot_tell("KHO-PCI-004", "what tells which slots are in use was left out")
+    elif state.complete and in_use != state.nr_devices:
         report = findings.warning if state.maximum is not None else findings.error
         report(
             "KHO-PCI-004",

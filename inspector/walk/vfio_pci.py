@@ -13,8 +13,11 @@ from abi.vfio_pci import (
     pci_cap_saved_data_ser,
     pci_saved_state_ser,
 )
+from inspector.memory.base import PageState
 from inspector.survey import Survey
+from inspector.walk.contiguous import may_reach
 from inspector.walk.iommu import device_name
+from inspector.walk.preserved import PreservedMap
 
 
 @dataclass(slots=True)
@@ -48,12 +51,17 @@ class VfioDevice:
 
 
 def walk_vfio_pci(
-    survey: Survey, generation: VfioPciGeneration, address: int, path: str
+    survey: Survey,
+    generation: VfioPciGeneration,
+    address: int,
+    path: str,
+    preserved: PreservedMap | None = None,
 ) -> VfioDevice | None:
     """The device at ``address``; None if its struct cannot be read.
 
     Findings: ``KHO-VFI-001`` size of the configuration space neither 256 nor 4096,
-    ``-002`` the list of saved capabilities does not end.
+    ``-002`` the list of saved capabilities does not end; where the dump left a page out,
+    ``preserved`` tells whether it may go on there.
     """
     root = generation.root
     if not address or not survey.pointer(address, path, root.cname, align=8):
@@ -80,11 +88,13 @@ def walk_vfio_pci(
                 path=path,
                 address=address + 2,
             )
-        device.saved_state = _saved_state(survey, values["pci_saved_state_phys"], path)
+        device.saved_state = _saved_state(survey, values["pci_saved_state_phys"], path, preserved)
     return device
 
 
-def _saved_state(survey: Survey, address: int, path: str) -> SavedState | None:
+def _saved_state(
+    survey: Survey, address: int, path: str, preserved: PreservedMap | None
+) -> SavedState | None:
     own = f"{path}/saved_state"
     if not address or not survey.pointer(address, own, pci_saved_state_ser.cname):
         return None
@@ -92,17 +102,18 @@ def _saved_state(survey: Survey, address: int, path: str) -> SavedState | None:
     if values is None:
         return None
     # Records are short; the list lies in one block behind the fixed part.
-    start, raw = address + pci_saved_state_ser.size, b""
+    start = address + pci_saved_state_ser.size
     for pages in (1, 2, 4, 8, 16):
         end = address - address % survey.page_size + pages * survey.page_size
-        more = survey.memory.state(start, end - start) == 2 and survey.memory.read(
-            start, end - start
-        )
-        if not more:
+        state = survey.memory.state(start, end - start)
+        if state is not PageState.PRESENT:
+            if state is PageState.EXCLUDED and may_reach(survey, preserved, address, end):
+                survey.hole(end - survey.page_size, own, state)
+                survey.cannot_tell("KHO-VFI-002", "capabilities were left out of the image")
+                return SavedState(address, values["config_space"], [], False)
             break
-        raw = more
         try:
-            found, size = parse_saved_capabilities(raw)
+            found, size = parse_saved_capabilities(survey.memory.read(start, end - start))
         except CodecError:
             continue
         for record in found:

@@ -201,6 +201,23 @@ def test_pools_of_the_first_form_that_are_wrong() -> None:
     assert codes(survey) == {"KHO-HTL-002", "KHO-HTL-005"}
 
 
+def test_a_pool_whose_array_the_dump_left_out_is_not_said_to_be_short() -> None:
+    memory = Memory()
+    small = memory.frames(700, 1)
+    area = memory.vmalloc(b"".join(struct.pack("<Q", f) for f in small))
+    address = memory.page(by_hand.early_pools([(700, 1, area)]))
+    whole = walk_hugetlb(memory.survey, EARLY, address, "/flb")
+    assert whole is not None
+    assert whole.pools[0].pages is not None
+    memory.memory.exclude(int(whole.pools[0].pages.vmalloc.blocks[1]), PAGE)
+    survey = Survey(memory.memory, PAGE)
+    found = walk_hugetlb(survey, EARLY, address, "/flb")
+    assert found is not None
+    assert found.pools[0].pages is not None
+    assert not found.pools[0].pages.complete
+    assert codes(survey) == {"KHO-MEM-001"}
+
+
 # -- KVM ----------------------------------------------------------------------------------------
 
 

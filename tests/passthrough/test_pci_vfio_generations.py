@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from inspector.evidence import Plausibility
 from inspector.passthrough.detect_pci import VfioFile, detect_pci, detect_vfio_pci
 from inspector.survey import Survey
 from inspector.walk.pci import walk_pci
+from inspector.walk.preserved import PreservedMap
 from inspector.walk.vfio_pci import walk_vfio_pci
 
 PCI = cast("tuple[PciGeneration, ...]", registry.generations("pci"))
@@ -168,12 +170,17 @@ def test_saved_state_that_does_not_end() -> None:
     address, values = build_vfio(builder, generation, (0, 0x18), 5)
     where = values["pci_saved_state_phys"] + 64 + 3
     builder.memory.write(where, b"\xff\xff\xff\x7f")
-    survey = Survey(builder.memory, 4096)
-    device = walk_vfio_pci(survey, generation, address, "/file")
-    assert device is not None
-    assert device.saved_state is not None
-    assert not device.saved_state.complete
-    assert [f.code for f in survey.findings.items] == ["KHO-VFI-002"]
+    page = np.array([where & -4096], np.uint64)
+    one, none = np.ones(1, np.uint64), np.empty(0, np.uint64)
+    for orders, found, undecided in (([0], ["KHO-VFI-002"], []), ([1], [], ["KHO-VFI-002"])):
+        block = PreservedMap(4096, page, one, np.array(orders, np.uint8), none, none)
+        survey = Survey(builder.memory, 4096)
+        device = walk_vfio_pci(survey, generation, address, "/file", block)
+        assert device is not None
+        assert device.saved_state is not None
+        assert not device.saved_state.complete
+        assert [f.code for f in survey.findings.items if f.code != "KHO-MEM-001"] == found
+        assert list(survey.undecided) == undecided
 
 
 @pytest.mark.parametrize("generation", PCI, ids=lambda g: g.id)

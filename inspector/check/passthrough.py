@@ -26,10 +26,18 @@ def _state(context: Context) -> IommuState | None:
     return passthrough.iommu_state(context.image)
 
 
+def _all_devices(context: Context, state: IommuState) -> bool:
+    """Whether no device was left out of the image; else the rule cannot be decided."""
+    if state.devices.array.cut:
+        context.undecidable("devices were left out of the image")
+    return not state.devices.array.cut
+
+
 def _reference_counts(context: Context) -> None:
     state = _state(context)
-    for unit in state.units.live() if state is not None else ():
-        assert state is not None
+    if state is None or not _all_devices(context, state):
+        return
+    for unit in state.units.live():
         users = len(state.users_of(unit))
         if unit.get("ref_count") != users:
             context.report(
@@ -97,6 +105,8 @@ def _orphans(context: Context) -> None:
     state = _state(context)
     if state is None:
         return
+    if not _all_devices(context, state) or not context.all_files():
+        return
     wanted = {h.domain_data for _, _, s in passthrough.iommufds(context.image) for h in s.hwpts}
     for domain in state.domains.live():
         if domain.address not in wanted and not len(state.users_of(domain)):
@@ -108,7 +118,7 @@ def _orphans(context: Context) -> None:
 
 def _idle_hwpts(context: Context) -> None:
     state = _state(context)
-    if state is None:
+    if state is None or not _all_devices(context, state):
         return
     for _, _, iommufd in passthrough.iommufds(context.image):
         for hwpt in iommufd.hwpts:
@@ -259,7 +269,9 @@ def _vfio_links(context: Context) -> None:
             some = [f.token for f in session.files if f.compatible.startswith(b"iommufd")]
             tokens[session.path] = frozenset(some), frozenset(t & 0xFFFF_FFFF for t in some)
         full, cut = tokens[session.path]
-        if token not in cut:
+        if token not in cut and not session.complete:
+            context.undecidable("files of a session are missing")
+        elif token not in cut:
             context.report(
                 f"{device.name}: its session has no iommufd with token {token:#x}",
                 path=file.path, address=device.address,

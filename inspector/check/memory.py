@@ -91,7 +91,7 @@ def _leaks(context: Context) -> None:
         unknown.append(f"{iommu.path}, which does not say where the units' tables lie,")
     hardware(context)
     missing = (
-        bool(context.image.survey.holes)
+        bool(context.image.survey.holes or context.image.survey.left_out)
         or any(not table.reach.complete for table in context.walked.values())
         or bool(context.memo["hardware undecided"])
     )

@@ -56,18 +56,21 @@ def claim_tables(image: Image, walked: dict[int, WalkedTable] | None = None) -> 
     """Claim the tables of every live domain, unit and device for it; once an image.
 
     Stream tables are reached through the handles of their memory. What the image lacks is not
-    claimed. ``walked`` is filled by domain address, for those who would walk once more.
+    claimed, what the dump left out is counted. ``walked`` is filled by domain address, for those
+    who would walk once more.
     """
     state = passthrough.iommu_state(image)
     if state is None or any(c.kind == PAGE_TABLE for c in image.survey.claims):
         return
     _domains(image, state, walked)
+    survey = Survey(image.memory, image.page_size)
     for unit in state.units.live():
         if unit.view == "intel" and unit.root_table:
-            _vtd(image, state, unit)
+            _vtd(image, survey, state, unit)
         elif unit.view == "smmuv3":
-            _smmuv3(image, unit)
-            _descriptors(image, state, unit)
+            _smmuv3(image, survey, unit)
+            _descriptors(image, survey, state, unit)
+    image.survey.left_out += survey.left_out
 
 
 def _domains(image: Image, state: IommuState, walked: dict[int, WalkedTable] | None) -> None:
@@ -106,8 +109,7 @@ def _worth_keeping(findings: Findings, kept: Counter[str]) -> list[Finding]:
     return worth
 
 
-def _vtd(image: Image, state: IommuState, unit: Unit) -> None:
-    survey = Survey(image.memory, image.page_size)
+def _vtd(image: Image, survey: Survey, state: IommuState, unit: Unit) -> None:
     root = root_table_of(survey, state, unit)
     if not root.readable:
         return
@@ -128,8 +130,7 @@ def _vtd(image: Image, state: IommuState, unit: Unit) -> None:
         _claim(image, device.path, list(root.pasid_tables(entry).values()))
 
 
-def _smmuv3(image: Image, unit: Unit) -> None:
-    survey = Survey(image.memory, image.page_size)
+def _smmuv3(image: Image, survey: Survey, unit: Unit) -> None:
     tables = stream_tables_of(survey, unit)
     if tables is None or not tables.supported:
         return
@@ -148,9 +149,8 @@ def _smmuv3(image: Image, unit: Unit) -> None:
             image.survey.claim("struct", unit.path, handle, size)
 
 
-def _descriptors(image: Image, state: IommuState, unit: Unit) -> None:
+def _descriptors(image: Image, survey: Survey, state: IommuState, unit: Unit) -> None:
     """The context descriptor tables of a unit's devices, each with the struct that names it."""
-    survey = Survey(image.memory, image.page_size)
     for device in state.devices_of(unit):
         handles = [device.get("l1_cdtab_lu_state")]
         first, count = device.get("l2_cdtab_lu_states_phys"), device.get("num_l2_cdtables")

@@ -84,7 +84,9 @@ def compare_smmuv3(checker: Checker, unit: Unit) -> None:
         return
     _level_2(checker, unit, tables)
     for device in checker.state.devices_of(unit):
+        known = checker.survey.left_out
         stream = tables.stream(device.devid)
+        cut = checker.survey.left_out > known
         if stream is None or not stream.entry.valid:
             checker.report(
                 "KHO-SMM-002",
@@ -93,10 +95,11 @@ def compare_smmuv3(checker: Checker, unit: Unit) -> None:
                 stream.address if stream else device.address,
             )
         else:
-            _stream(checker, device, stream)
+            _stream(checker, device, stream, cut)
 
 
-def _stream(checker: Checker, device: Device, stream: Stream) -> None:
+def _stream(checker: Checker, device: Device, stream: Stream, cut: bool) -> None:
+    """``cut`` says that the dump left out a part of what the stream's entry leads to."""
     entry, at = stream.entry, stream.address
     domain = checker.state.domains.at(device.domain_phys)
     if entry.reserved:
@@ -114,6 +117,10 @@ def _stream(checker: Checker, device: Device, stream: Stream) -> None:
         return
     if not entry.stage_2:
         if domain.top_table_phys not in {root.address for root in stream.roots}:
+            if entry.stage_1 and cut:
+                why = "context descriptors of a device were left out of the image"
+                checker.undecided["KHO-SMM-003"] = why
+                return
             kind = "stage 1 only" if entry.stage_1 else "bypass"
             checker.report(
                 "KHO-SMM-003",

@@ -231,6 +231,32 @@ def test_smmuv3(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert undecided.keys() == {"KHO-SMM-001"}
 
 
+@pytest.mark.parametrize("two_levels", [False, True])
+def test_context_descriptors_that_the_dump_left_out(
+    two_levels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which stage-1 table a stream has is not to be told then; one without any still is wrong."""
+    made = SmmuImage("iommu-v4-version-field")
+    stream = {"valid": 1, "config": 5, "s1_context": 0x30000 >> 6}
+    if two_levels:
+        made.memory.write(0x30000, (0x40000 | 1).to_bytes(8, "little"))
+        stream |= {"s1fmt": 2, "s1cdmax": 12}
+    else:
+        made.memory.write(0x30000, bytes(4096))
+    made.memory.write(made.ste, smmuv3.stream_table_entry.build(stream))
+    if two_levels:
+        made.memory.write(0x40000, bytes(4096))
+    assert made.codes(monkeypatch) == {"KHO-SMM-003"}
+    for page in (0x30000, 0x40000)[: 1 + two_levels]:
+        left = SparseMemory.over(made.memory)
+        left.exclude(page, 4096)
+        whole, made.memory = made.memory, left
+        undecided: dict[str, str] = {}
+        assert made.codes(monkeypatch, undecided) == set()
+        assert undecided.keys() == {"KHO-SMM-003"}
+        made.memory = whole
+
+
 @pytest.mark.parametrize(
     ("mask", "format"),
     [(0, "lpae-s2-4k"), (1 << 46, "lpae-s2-64k"), (2 << 46, "lpae-s2-16k"), (3 << 46, None)],

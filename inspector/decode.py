@@ -16,7 +16,7 @@ from inspector import detect, recover
 from inspector.detect import Verdict
 from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
 from inspector.locate import Candidate, How, Location, locate, ram_of
-from inspector.memory.base import MemoryFault, PhysicalMemory
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory
 from inspector.moment import MOMENT_NOTE, tell_moment
 from inspector.survey import Survey
 from inspector.text import c_string
@@ -28,6 +28,8 @@ from inspector.walk.preserved import walk_map
 
 #: So many things that are wrong with a map are faults: what was reused is wrong all over.
 _FAULTS = 2
+#: Records that a kernel is given when it boots.
+_BOOTED_FROM = (How.SETUP_DATA, How.CHOSEN)
 
 
 def decode(
@@ -41,7 +43,7 @@ def decode(
     overrides = overrides or {}
     location = locate(opened, root)
     opened.release()
-    if not location.candidates:
+    if not location.candidates or _root_left_out(opened, location):
         raise NoRootError(_why_no_root(opened, location))
     roots = [_read_root(opened, c, overrides, page_size) for c in location.candidates[:8]]
     usable = [r for r in roots if r is not None]
@@ -67,14 +69,28 @@ def decode(
     return image
 
 
+def _root_left_out(opened: PhysicalMemory, location: Location) -> bool:
+    """Whether the root is in no page of the image: what else is there is an older one's."""
+    if any(c.how is How.USER or _led_to(c) for c in location.candidates):
+        return False
+    return any(
+        h.fdt_size and opened.state(h.fdt_address) is PageState.EXCLUDED
+        for h in location.handovers
+        if h.how in _BOOTED_FROM
+    )
+
+
 def _why_no_root(opened: PhysicalMemory, location: Location) -> str:
     for record in location.handovers:
         try:
             read_tree(opened, record.fdt_address, salvage=True)
         except (MemoryFault, fdt.FdtError) as error:
+            others = ", ".join(f"{c.address:#x}" for c in location.candidates[:4])
+            older = f", --root reads an older one ({others})" if others else ""
             return (
                 f"no KHO root that can be read at {record.fdt_address:#x}, where {record.how}"
-                f" leads: {error} ('kho compat IMAGE --to KERNEL' says what a kernel makes of it)"
+                f" leads: {error} ('kho compat IMAGE --to KERNEL' says what a kernel makes of it"
+                f"{older})"
             )
     return (
         "no KHO root in this image (a page table in it can be decoded with"
@@ -104,12 +120,19 @@ def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
     """The root a user means: see :func:`_promise`."""
     if len(roots) == 1 or roots[0].candidate.score >= 1000:
         return roots[0]
-    states = {r.address: _luo_of(opened, r) for r in roots}
+    surveys = {r.address: Survey(opened, r.verdict.page_size) for r in roots}
+    states = {r.address: _luo_of(surveys[r.address], r) for r in roots}
+    for root in roots:
+        known = states[root.address]
+        if _recorded(root) and surveys[root.address].left_out and not _number(known):
+            return root  # nothing can tell that another is of a later update
     last = max((_number(states[r.address]) for r in roots if _recorded(r)), default=0)
     return max(
         roots,
         key=lambda r: (
-            _promise(r, states[r.address]) if _number(states[r.address]) >= last else -1,
+            _promise(r, states[r.address], surveys[r.address].left_out > 0)
+            if _number(states[r.address]) >= last
+            else -1,
             r.candidate.score,
         ),
     )
@@ -117,7 +140,11 @@ def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
 
 def _recorded(root: Root) -> bool:
     """Whether what a kernel boots from leads here."""
-    return any(h.how in (How.SETUP_DATA, How.CHOSEN) for h in root.candidate.handovers)
+    return _led_to(root.candidate)
+
+
+def _led_to(candidate: Candidate) -> bool:
+    return any(h.how in _BOOTED_FROM for h in candidate.handovers)
 
 
 def _number(luo: Luo | None) -> int:
@@ -125,24 +152,24 @@ def _number(luo: Luo | None) -> int:
     return 0 if luo is None or luo.number is None else luo.number
 
 
-def _promise(root: Root, luo: Luo | None) -> int:
+def _promise(root: Root, luo: Luo | None, left_out: bool) -> int:
     """How much a root offers.
 
     Sessions come first, with a map that still fits; then a hand-over record, which the
     empty root that a booted kernel prepares for its successor has not. A root of an update before
-    the one that a record leads to offers nothing, whatever is left of it.
+    the one that a record leads to offers nothing, whatever is left of it; what the dump
+    ``left_out`` may have been sessions.
     """
     trial = root.verdict.trial
     fits = trial is not None and trial.candidate.fits
     promise = (4 if root.candidate.handovers else 0) + fits
-    if luo is not None and luo.sessions:
+    if left_out or (luo is not None and luo.sessions):
         promise += 8 + 5 * fits
     return promise
 
 
-def _luo_of(opened: PhysicalMemory, root: Root) -> Luo | None:
+def _luo_of(survey: Survey, root: Root) -> Luo | None:
     """The sessions that a root leads to, as far as they can be read."""
-    survey = Survey(opened, root.verdict.page_size)
     for blob in clients.walk_blobs(survey, root.generation, root.tree.root):
         raw = clients.read_client(survey, blob) if blob.name == b"LUO" else None
         if raw is None:
@@ -243,9 +270,12 @@ def _map(image: Image) -> str:
 
 
 def _lost_map(image: Image, why: str) -> None:
-    """Normal once the next kernel has booted; it has if more is gone than the map."""
+    """Normal once the next kernel has booted; it has if more is gone than the map.
+
+    What the dump left out is not gone.
+    """
     findings, address = image.survey.findings, image.root.map_address
-    if len(image.lost) > 1:
+    if len(image.lost) - image.left_out > 1:
         findings.info("KHO-MAP-010", f"the map is lost: {why}", path="/preserved", address=address)
         return
     findings.warning(
@@ -377,6 +407,7 @@ def _luo(image: Image, overrides: Mapping[str, Generation]) -> None:
         booted = image.moment is Moment.INCOMING
         image.luo = walk_luo(survey, generation, blob.address, cast("bytes", raw), booted=booted)
         image.lost += image.luo.lost
+        image.left_out += image.luo.left_out
     if image.luo is not None:
         files.decode_states(image, overrides)
 
@@ -422,6 +453,12 @@ def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) 
     if raw is not None and _strange_luo(image, blob, raw):
         return verdict
     found = recover.sessions_by_scan(image, blob)
+    left_out = raw is None and image.memory.state(blob.address) is PageState.EXCLUDED
+    image.left_out += left_out
+    if found is None and left_out:
+        survey.cannot_tell("KHO-LUO-013", "the LUO blob was left out of the image")
+        image.lost.append("the LUO blob (its page was left out of the image)")
+        return verdict
     if found is None:
         survey.findings.warning(
             "KHO-LUO-013",
@@ -436,7 +473,9 @@ def _recover_luo(image: Image, blob: Blob, raw: bytes | None, verdict: Verdict) 
     image.lost.append(
         (
             "struct luo_ser (its page was reused after boot)"
-            if image.moment is Moment.INCOMING
+            if image.moment is Moment.INCOMING and not left_out
+            else "struct luo_ser (its page was left out of the image)"
+            if left_out
             else "struct luo_ser (what is there is none)"
         )
         + ": sessions and FLBs were found by scanning, the live update number is gone"

@@ -100,6 +100,8 @@ class Image:
     luo: Luo | None = None
     ram: tuple[Region, ...] | None = None
     lost: list[str] = field(default_factory=list)
+    #: How much of that is in pages that the dump left out: the machine may have it.
+    left_out: int = 0
 
     @property
     def page_size(self) -> int:

@@ -17,6 +17,7 @@ from abi import registry
 from abi.block import kho_block_header_ser
 from abi.luo import LuoGeneration
 from abi.schema import Struct, resolve
+from inspector.image import MapState
 from inspector.memory.base import PageState, PhysicalMemory, U8Array
 from inspector.walk.luo import Luo, is_name, walk_flbs, walk_sessions
 
@@ -32,16 +33,16 @@ _CHUNK = 4096
 def sessions_by_scan(image: Image, blob: Blob) -> Luo | None:
     """Sessions and FLBs of the newest struct generation, found by their shape; or None.
 
-    Stale copies (of a preserve that failed, of an older update) look the same. Blocks that
-    nothing points to are taken as heads of lists; of sessions with the same name the one
-    in the longest list wins.
+    Stale copies (of a preserve that failed, of an older update) look the same, but are not
+    preserved any more. Blocks that nothing points to are taken as heads of lists; of sessions
+    with the same name the one in the longest list wins.
     """
     generation = cast("LuoGeneration", registry.get("luo", "luo-v5"))
     page = image.page_size
     session = resolve(generation.layouts["luo_session_ser"], page)
     file = resolve(generation.layouts["luo_file_ser"], page)
     flb = resolve(generation.layouts["luo_flb_ser"], page)
-    heads = _blocks(image.memory, page, session, file)
+    heads = _preserved(image, _blocks(image.memory, page, session, file))
     if not heads:
         return None
     found = Luo(generation, blob.address, recovered=True)
@@ -54,12 +55,20 @@ def sessions_by_scan(image: Image, blob: Blob) -> Luo | None:
                 names.add(one.name)
                 found.sessions.append(one)
     found.sessions_address = heads[0]
-    pages = _flb_pages(image.memory, page, flb)
+    pages = _preserved(image, _flb_pages(image.memory, page, flb))
     if pages:
         found.flbs_address = pages[0]
         found.flbs = walk_flbs(image.survey, generation, pages[0])
     found.lost.append("liveupdate number")
     return found
+
+
+def _preserved(image: Image, pages: list[int]) -> list[int]:
+    """Those that the map has; all of them where it has been reused."""
+    if image.preserved is None or image.map_state is MapState.DAMAGED:
+        return pages
+    covered = image.preserved.covers(np.array(pages, np.uint64), image.page_size)
+    return [page for page, held in zip(pages, covered, strict=True) if held]
 
 
 def _candidates(memory: PhysicalMemory, page: int, capacity: int) -> list[tuple[int, int]]:

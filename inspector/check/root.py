@@ -15,6 +15,7 @@ from abi.boot import (
 )
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.locate import How
+from inspector.memory.base import PageState
 
 
 def _handover_size(context: Context) -> None:
@@ -159,7 +160,11 @@ def _nowhere(context: Context) -> None:
     location = context.image.location
     known = {candidate.address for candidate in location.candidates}
     for record in location.handovers:
-        if record.fdt_address not in known and record.fdt_size:
+        if record.fdt_address in known or not record.fdt_size:
+            continue
+        if context.image.memory.state(record.fdt_address) is PageState.EXCLUDED:
+            context.undecidable("the page that the hand-over record leads to was left out")
+        else:
             context.report(
                 f"{record.how} gives {record.fdt_address:#x} as root, where no root FDT is",
                 path="/", address=record.address,

@@ -79,6 +79,8 @@ class Luo:
     sessions: list[Session] = field(default_factory=list)
     flbs: list[Flb] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    #: How much of what is lost is in pages that the dump left out.
+    left_out: int = 0
     recovered: bool = False
 
     def files(self) -> Iterator[tuple[Session, File]]:
@@ -182,9 +184,11 @@ def _struct_behind_fdt(survey: Survey, found: Luo, root: fdt.Node) -> None:
     if not address or not survey.pointer(address, "/LUO", "luo_ser", align=8):
         found.lost.append("struct luo_ser")
         return
+    known = survey.left_out
     values = survey.unpack(luo_ser, address, "/LUO")
     if values is None:
         found.lost.append("struct luo_ser")
+        found.left_out += survey.left_out > known
         return
     survey.claim("struct", "/LUO", address, luo_ser.size)
     _take_root(found, values)

@@ -91,6 +91,8 @@ class Location:
     boot_params: list[int] = field(default_factory=list)
     #: Nodes of those lists.
     setup_data: list[int] = field(default_factory=list)
+    #: Whether such a list goes on in a page that the image lacks.
+    cut: bool = False
     #: Device trees that a kernel boots from.
     device_trees: list[int] = field(default_factory=list)
 
@@ -218,7 +220,8 @@ def _boot_params(memory: PhysicalMemory, found: Location, advance: progress.Adva
                     handover = _record(memory, at, How.SETUP_DATA, page)
                     if handover is not None:
                         found.handovers.append(handover)
-            except MemoryFault:
+            except MemoryFault as fault:
+                found.cut |= fault.state is PageState.EXCLUDED
                 break
             node = head["next"]
 

@@ -29,6 +29,8 @@ def tell_moment(image: Image) -> None:
         )
         return
     handover = image.root.candidate.handover
+    incomplete = image.map_state is MapState.INCOMPLETE
+    whole = "what the dump has of the map is sound" if incomplete else "the map is whole"
     if image.map_state is MapState.LOST or (
         image.map_state is MapState.DAMAGED and handover is not None and image.scratch is not None
     ):
@@ -40,7 +42,7 @@ def tell_moment(image: Image) -> None:
     elif handover is not None and image.scratch is not None:
         image.moment = Moment.HANDED_OVER
         why.append(f"{handover.how} and the scratch array are in their final place")
-        why.append("the map is whole: the next kernel has not reused its nodes")
+        why.append(f"{whole}: the next kernel has not reused its nodes")
     elif handover is not None and image.scratch_note == "not copied yet":
         image.moment = Moment.OUTGOING
         why.append("the hand-over record is there but the scratch array is not copied yet")
@@ -48,13 +50,13 @@ def tell_moment(image: Image) -> None:
         image.moment = Moment.OUTGOING
         image.scratch_note = "not copied yet"
         why.append("nothing points to the root, and pages that wait for segments are still zero")
-    elif image.location.boot_params or image.location.device_trees:
+    elif not image.location.cut and (image.location.boot_params or image.location.device_trees):
         image.moment = Moment.OUTGOING
         why.append("no hand-over record points to this root")
     else:
         image.moment = Moment.HANDED_OVER
-        why.append("the map is whole, but the image holds no hand-over record: it may as well"
-                   " be the outgoing side")  # fmt: skip
+        why.append(f"{whole}, but the image holds no hand-over record: it may as well be the"
+                   " outgoing side")  # fmt: skip
 
 
 def _uncopied_destination(image: Image) -> bool:
@@ -64,8 +66,8 @@ def _uncopied_destination(image: Image) -> bool:
     segment (scratch array, boot_params) that has not been copied yet. An image of all of
     memory tells nothing this way, nor needs it: there the absence of a record is enough.
     """
-    if image.preserved is None:
-        return False
+    if image.preserved is None or image.preserved.missing:
+        return False  # what a missing node lists looks as if nobody had preserved it
     page = image.page_size
     known = {int(pa) - int(pa) % page for pa in image.preserved.nodes.tolist()}
     seen = 0

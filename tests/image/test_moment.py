@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from inspector import memory
 from inspector.check import check
 from inspector.decode import decode
 from inspector.findings import Severity
 from inspector.image import MapState, Moment
 from inspector.kernel import faults, scenario
 from inspector.memory.sparse import SparseMemory
+
+CORPUS = Path(__file__).parents[2] / "corpus"
 
 
 @pytest.mark.parametrize(
@@ -33,12 +38,12 @@ def test_one_fault_is_no_reuse(release: str, fault: str, state: MapState) -> Non
 
 @pytest.mark.parametrize("release", ["6.17", "6.19", "7.1", "7.3"])
 def test_what_a_dump_left_out_of_the_map_is_neither_wrong_nor_reused(release: str) -> None:
-    memory = scenario.load(f"linux-{release}").run().memory
-    preserved = decode(memory).preserved
+    simulated = scenario.load(f"linux-{release}").run().memory
+    preserved = decode(simulated).preserved
     assert preserved is not None
     pages = np.unique(preserved.nodes & ~np.uint64(0xFFF))
     for page in pages[:: max(len(pages) // 8, 1)].tolist():
-        filtered = SparseMemory.over(memory)
+        filtered = SparseMemory.over(simulated)
         filtered.exclude(page, 0x1000)
         image = decode(filtered)
         assert (image.map_state, image.moment) == (MapState.INCOMPLETE, Moment.HANDED_OVER)
@@ -46,3 +51,25 @@ def test_what_a_dump_left_out_of_the_map_is_neither_wrong_nor_reused(release: st
         report = check(image)
         assert {f.code for f in report.findings if f.severity > Severity.INFO} == set()
         assert {"KHO-MEM-010", "KHO-ROOT-012"} <= report.undecided.keys()
+
+
+@pytest.mark.parametrize("path", ["linux-7.3.4", "iommu-v3-small_scalable"])
+def test_what_a_dump_left_out_of_the_map_is_no_page_that_waits_to_be_written(path: str) -> None:
+    with memory.open(CORPUS / f"{path}-handoff.elf.zst") as opened:
+        preserved = decode(opened).preserved
+        assert preserved is not None
+        for page in np.unique(preserved.nodes & ~np.uint64(0xFFF)).tolist():
+            filtered = SparseMemory.over(opened)
+            filtered.exclude(page, 0x1000)
+            assert decode(filtered).moment is Moment.HANDED_OVER
+
+
+def test_setup_data_that_a_dump_left_out_may_lead_to_the_root() -> None:
+    with memory.open(CORPUS / "linux-6.17.8-handoff.elf.zst") as opened:
+        image = decode(opened)
+        for node in image.location.setup_data:
+            filtered = SparseMemory.over(opened)
+            filtered.exclude(node & -0x1000, 0x1000)
+            left = decode(filtered)
+            assert left.moment is Moment.HANDED_OVER
+            assert "no hand-over record" in left.moment_reasons[-1]

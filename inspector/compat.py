@@ -122,7 +122,7 @@ def consumed(
 def _verdict(result: Result, producer: str, consumer: str) -> Verdict:
     reasons = result.reasons
     outcomes = tuple(dict.fromkeys(r.outcome for r in reasons))
-    return Verdict(producer, consumer, outcomes, reasons, list(dict.fromkeys(result.notes)))
+    return Verdict(producer, consumer, outcomes, reasons, result.notes)
 
 
 def rules(memory: PhysicalMemory, options: Options = Options()) -> dict[str, Any] | None:

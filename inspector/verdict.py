@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from inspector.findings import Finding, Outcome
@@ -86,7 +87,7 @@ def consumed_document(result: Result, *, digests: bool = False) -> dict[str, Any
         "page_size": consumer.page_size,
         "root": f"{consumer.root:#x}",
         "reasons": [reason_document(r) for r in result.reasons],
-        "notes": list(dict.fromkeys(result.notes)),
+        "notes": result.notes,
         "findings": [_finding(f) for f in consumer.findings],
         "scratch": [{"address": f"{a:#x}", "size": s} for a, s in consumer.scratch],
         "reserve_mem": [
@@ -161,8 +162,11 @@ def consumed_lines(result: Result, *, colour: bool, digests: bool = False) -> It
     consumer = result.consumer
     yield f"{consumer.kernel}: {coloured(result.outcome, colour)} ({MEANING[result.outcome]})"
     yield from reason_lines(result.reasons)
-    for note in list(dict.fromkeys(result.notes))[:SHOWN]:
+    notes = consumer.notes
+    for note in islice(notes.items, SHOWN):
         yield f"  note: {display(note)}"
+    if len(notes.items) + notes.more > SHOWN:
+        yield f"  ... and {len(notes.items) + notes.more - SHOWN} more notes"
     for name, (address, size) in consumer.clients.reserve_mem.items():
         yield f"reserve_mem {display(name)}: {size:#x} bytes at {address:#x}"
     if consumer.luo is None:

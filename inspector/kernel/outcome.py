@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from inspector.findings import Outcome
@@ -104,6 +104,29 @@ class Reasons:
     def status(self) -> int:
         """The exit status of the command line."""
         return status(self._count)
+
+
+@dataclass(slots=True)
+class Notes:
+    """What is worth knowing besides: each note once, and no more than ``limit`` of them."""
+
+    limit: int = 256
+    items: dict[str, None] = field(default_factory=dict)
+    more: int = 0
+
+    def append(self, note: str) -> None:
+        """Keep a note; beyond the limit it is only counted."""
+        if note in self.items:
+            return
+        if len(self.items) < self.limit:
+            self.items[note] = None
+        else:
+            self.more += 1
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.items
+        if self.more:
+            yield f"{self.more} more notes"
 
 
 def rank(reason: Reason) -> float:

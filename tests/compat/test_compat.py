@@ -14,11 +14,13 @@ from inspector import compat, memory
 from inspector.cli.app import app
 from inspector.findings import Outcome
 from inspector.kernel import scenario
-from inspector.kernel.outcome import Reasons
+from inspector.kernel.incoming.consumer import consume
+from inspector.kernel.outcome import Notes, Reasons
 from inspector.kernel.profile_file import find, parse
 from inspector.kernel.toml_file import ScenarioError
 from inspector.memory.elfcore import write_core
 from inspector.memory.sparse import SparseMemory
+from inspector.verdict import SHOWN, consumed_lines
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 MEASURED = {
@@ -306,6 +308,24 @@ def test_what_reasons_add_up_to(found: list[tuple[Outcome, str]], outcome: Outco
         reasons.add(one, "so", path=path)
     assert reasons.outcome is outcome
     assert not found or reasons.ranked[0].outcome is outcome
+
+
+def test_many_notes_are_counted() -> None:
+    notes = Notes(limit=4)
+    for i in range(12):
+        notes.append(f"note {i // 2}")
+    assert list(notes) == ["note 0", "note 1", "note 2", "note 3", "4 more notes"]
+
+
+def test_the_notes_of_a_takeover_have_a_limit() -> None:
+    image = scenario.load("linux-7.3").run()
+    result = consume(image.memory, "linux-7.3")
+    for i in range(1000):
+        result.consumer.notes.append(f"note {i}")
+    known = len(result.consumer.notes.items)
+    assert (known, len(result.notes)) == (256, 257)
+    *_, last = [line for line in consumed_lines(result, colour=False) if "more notes" in line]
+    assert last == f"  ... and {known + result.consumer.notes.more - SHOWN} more notes"
 
 
 def test_without_a_map_of_ram_nobody_can_tell_whether_junk_bits_kill(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from inspector.kernel.incoming import libfdt
 from inspector.kernel.incoming.restore import Freed, Marks
 from inspector.kernel.incoming.view import Absent, PageFault, View
 from inspector.kernel.machine.frames import FrameSet
-from inspector.kernel.outcome import Reasons
+from inspector.kernel.outcome import Notes, Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.locate import Candidate, Handover, How, Location
 from inspector.walk.preserved import PreservedMap
@@ -31,7 +31,7 @@ class Booting:
     location: Location
     reasons: Reasons
     findings: Findings
-    notes: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     handover: Handover | None = None
     root: int = 0
     tree: libfdt.Node | None = None

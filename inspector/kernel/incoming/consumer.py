@@ -40,7 +40,7 @@ from inspector.kernel.incoming.revive import Clients
 from inspector.kernel.incoming.view import Absent, PageFault, View
 from inspector.kernel.machine.frames import FrameSet
 from inspector.kernel.machine.hardware import Hardware
-from inspector.kernel.outcome import Reason, Reasons
+from inspector.kernel.outcome import Notes, Reason, Reasons
 from inspector.kernel.outgoing.clients import ReserveMem
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.profile import profile as find_profile
@@ -117,7 +117,7 @@ class Consumer:
         return self.state.findings.items
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Notes:
         """What is worth knowing: assumptions, what a format cannot carry, what is ignored."""
         return self.state.notes
 
@@ -400,7 +400,7 @@ class Result:
     @property
     def notes(self) -> list[str]:
         """What is worth knowing besides."""
-        return self.consumer.notes
+        return list(self.consumer.notes)
 
     @property
     def status(self) -> int:

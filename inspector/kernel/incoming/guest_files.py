@@ -165,9 +165,7 @@ class RestoredMount:
 def retrieve(devices: Devices, session: SessionEntry, entry: FileEntry) -> Any:
     """Build a file again. Raises KernelErrno, Absent, PageFault."""
     boot = devices.boot
-    note = NOTE.format(entry.compatible.decode("utf-8", "backslashreplace"))
-    if note not in boot.notes:
-        boot.notes.append(note)
+    boot.notes.append(NOTE.format(entry.compatible.decode("utf-8", "backslashreplace")))
     if entry.layer == "guest-memfd":
         return _guest_memfd(boot, session, entry)
     if entry.layer == "hugetlb":

@@ -65,6 +65,8 @@ def decode(
     if lost_map:
         _lost_map(image, lost_map)
     image.ram = ram_of(opened, location)
+    if image.ram is None and opened.kind == "live":
+        image.ram = opened.regions
     opened.release()
     return image
 
@@ -162,7 +164,8 @@ def _promise(root: Root, luo: Luo | None, left_out: bool) -> int:
     """
     trial = root.verdict.trial
     fits = trial is not None and trial.candidate.fits
-    promise = (4 if root.candidate.handovers else 0) + fits
+    handed = root.candidate.handovers or root.candidate.how is How.KHO_IN
+    promise = (4 if handed else 0) + fits
     if left_out or (luo is not None and luo.sessions):
         promise += 8 + 5 * fits
     return promise
@@ -308,6 +311,9 @@ def _reused_bitmaps(image: Image) -> bool:
 
 def _scratch(image: Image) -> None:
     handover = image.root.candidate.handover
+    if handover is None and image.memory.kernel_scratch:
+        image.scratch = [Scratch(*area) for area in image.memory.kernel_scratch]
+        return
     if handover is None:
         image.scratch_note = "no hand-over record in the image"
         return

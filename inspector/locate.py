@@ -2,8 +2,9 @@
 
 Where to look, in this order (DESIGN section 5): an address the user gives; the
 ``setup_data`` list of x86 ``boot_params`` (found by the magic of its header) and
-``/chosen`` of a device tree; on a live host what debugfs exports; any page that starts
-with a device tree whose root is ``compatible = "kho-v..."``. Once a root is known, the
+``/chosen`` of a device tree; any page that starts with a device tree whose root is
+``compatible = "kho-v..."``. On a live host the kernel's own records tell, and memory is searched
+only where they do not. Once a root is known, the
 32 bytes of ``struct kho_data`` that point to it are searched for, since on x86 the
 boot_params that led there do not outlive early boot.
 
@@ -41,7 +42,8 @@ class How(enum.StrEnum):
     SETUP_DATA = "setup_data of boot_params"
     CHOSEN = "/chosen of a device tree"
     KHO_DATA = "struct kho_data found by scanning"
-    DEBUGFS = "debugfs"
+    KHO_IN = "kho_in of the running kernel"
+    KHO_OUT = "kho_out of the running kernel"
     SCAN = "page scan"
 
 
@@ -103,17 +105,20 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     ``root`` is an address the user insists on; UsageError if no device tree is there.
     """
     found = Location()
+    named = _named(memory)
+    if named:
+        if root is not None:
+            named = [_given(memory, root), *(c for c in named if c.address != root)]
+        found.candidates = sorted(named, key=lambda c: (-c.score, c.address))
+        return found
     size = sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
     with progress.phase("looking for roots", size) as advance:
         trees = dict(_trees(memory, found, advance))
     with progress.phase("looking for boot parameters", size) as advance:
         _boot_params(memory, found, advance)
     if root is not None:
-        tree = try_tree(memory, root, salvage=True)
-        if tree is None:
-            raise UsageError(
-                f"there is no device tree at {root:#x}; without --root it is searched for"
-            )
+        tree = _given(memory, root).tree
+        assert tree is not None
         trees = {root: tree, **trees}
     for handover in found.handovers:
         if handover.fdt_address not in trees:
@@ -142,11 +147,38 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     return found
 
 
+def _named(memory: PhysicalMemory) -> list[Candidate]:
+    """The roots that a running kernel names itself."""
+    found = []
+    for address, side in memory.kernel_roots.items():
+        tree = try_tree(memory, address, salvage=True)
+        if tree is not None and _is_root(tree):
+            how = How.KHO_IN if side == "in" else How.KHO_OUT
+            found.append(_ranked(Candidate(address, tree.root.compatible, how, tree=tree)))
+    return found
+
+
+def _given(memory: PhysicalMemory, root: int) -> Candidate:
+    """The root at an address that the user insists on; UsageError if there is no tree."""
+    tree = try_tree(memory, root, salvage=True)
+    if tree is None:
+        raise UsageError(f"there is no device tree at {root:#x}; without --root it is searched for")
+    how = {"in": How.KHO_IN, "out": How.KHO_OUT}.get(memory.kernel_roots.get(root, ""), How.USER)
+    found = _ranked(Candidate(root, tree.root.compatible, How.USER, tree=tree))
+    return replace(found, how=how)
+
+
+def _is_root(tree: fdt.Fdt) -> bool:
+    return any(name.startswith(b"kho-v") for name in tree.root.compatible)
+
+
 def _ranked(candidate: Candidate) -> Candidate:
     score, reasons = 0, []
     if candidate.how is How.USER:
         score += 1000
         reasons.append("its address was given")
+    if candidate.how in (How.KHO_IN, How.KHO_OUT):
+        reasons.append(f"{candidate.how} points to it")
     reasons += [f"{h.how} at {h.address:#x} points to it" for h in candidate.handovers]
     score += 20 * min(len(candidate.handovers), 1)
     name = candidate.compatible[0] if candidate.compatible else b""
@@ -173,7 +205,7 @@ def _trees(
             tree = fdt.parse(blob)
         except (fdt.FdtError, MemoryFault):
             continue
-        if any(name.startswith(b"kho-v") for name in tree.root.compatible):
+        if _is_root(tree):
             yield address, tree
         handover = _chosen(tree, address)
         if handover is not None:

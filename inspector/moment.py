@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from inspector.image import Image, MapState, Moment
+from inspector.locate import How
 from inspector.memory.base import PageState
 
 #: Notes of our own extracts: what the image they were cut from showed.
@@ -29,6 +30,11 @@ def tell_moment(image: Image) -> None:
         )
         return
     handover = image.root.candidate.handover
+    how = image.root.candidate.how
+    if how in (How.KHO_IN, How.KHO_OUT):
+        image.moment = Moment.INCOMING if how is How.KHO_IN else Moment.OUTGOING
+        why.append(f"{how} points to the root")
+        return
     incomplete = image.map_state is MapState.INCOMPLETE
     whole = "what the dump has of the map is sound" if incomplete else "the map is whole"
     if image.map_state is MapState.LOST or (

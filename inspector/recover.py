@@ -110,7 +110,11 @@ def _is_session_block(
     memory: PhysicalMemory, pa: int, page: int, session: Struct, file: Struct
 ) -> bool:
     data = memory.read(pa, page)
+    following = int.from_bytes(data[:8], "little")
     count = int.from_bytes(data[8:16], "little")
+    # Memory of a running host may have changed since it was searched.
+    if following % page or not 1 <= count <= (page - 16) // session.size:
+        return False
     for i in range(count):
         at = 16 + i * session.size
         name, rest = data[at : at + 64], data[at + 64 : at + session.size]

@@ -139,6 +139,24 @@ def capture(
 
 
 @app.command()
+def live(kernel: KernelName, accel: Accel = "auto", timeout: OptionalSeconds = None) -> None:
+    """Let kho look at a running kernel, before and after a live update; status 4 if it errs."""
+    from lab import live as looking
+    from lab.build import find
+    from lab.qemu import Patience
+
+    patience = Patience(cpu=timeout, asleep=timeout, total=timeout) if timeout else None
+    report = looking.run(find(kernel), accel=accel, patience=patience)
+    for line in report.seen:
+        print(f"ok     {_clean(line)}")
+    for line in report.wrong:
+        print(f"WRONG  {_clean(line)}")
+    print(f"{report.kernel}, {report.seconds:.0f} s")
+    if report.wrong:
+        raise typer.Exit(4)
+
+
+@app.command()
 def boot(
     image: Image,
     kernel: KernelName,

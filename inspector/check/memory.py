@@ -7,6 +7,7 @@ import numpy as np
 from inspector import passthrough
 from inspector.check.rule import ERROR, INFO, WARNING, Context, Rule
 from inspector.check.tables import hardware
+from inspector.image import Moment
 from inspector.memory.base import U64Array
 
 #: What is read there is not in the map: its own nodes, and what leads to the root.
@@ -82,6 +83,13 @@ def _leaks(context: Context) -> None:
         context.undecidable("the preserved-memory map is lost")
         return
     if not owned.leaked:
+        return
+    image = context.image
+    if image.moment is Moment.OUTGOING and image.luo is not None and not image.luo.sessions:
+        context.undecidable(
+            f"{owned.leaked:#x} preserved bytes are not claimed, but sessions are written down"
+            " only when the kernel hands over"
+        )
         return
     unknown = [f.path for f in context.image.findings if f.code in ("KHO-LUO-014", "KHO-ROOT-008")]
     if context.image.luo is None and any(b.name == b"LUO" for b in context.image.blobs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -81,6 +81,11 @@ class PhysicalMemory(ABC):
     machine: str | None = None
     #: Kernel release and other notes of the container (VMCOREINFO pairs, utsname).
     notes: dict[str, str]
+    #: Root FDTs that a running kernel itself names: address -> its side of a hand-over, ``in`` or
+    #: ``out``.
+    kernel_roots: Mapping[int, str] = {}
+    #: (address, size) of the scratch areas, where a running kernel lists them.
+    kernel_scratch: tuple[tuple[int, int], ...] = ()
     #: Where decoding costs: reading this many bytes at the start of a page is cheap.
     scan_heads: int = 0
 

@@ -1,20 +1,69 @@
-"""The running host: /proc/kcore through drgn, and what debugfs shows of KHO."""
+"""The running host: /proc/kcore through drgn, and what its kernel tells of KHO.
+
+Its memory is not searched for a root where the kernel names it: ``kho_in`` and ``kho_out`` hold
+the address, whatever their layout. Scratch areas are listed by debugfs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from abi.errors import UnreadableError
+from abi.fdt import MAGIC_BYTES
 from inspector.memory import notes
+from inspector.memory.base import MemoryFault
+from inspector.memory.elf import HEADER, PROGRAM_HEADER, PT_LOAD
 from inspector.memory.program import ProgramMemory, import_drgn, ram_of_this_host
 
+if TYPE_CHECKING:
+    import drgn
+
 DEBUGFS = Path("/sys/kernel/debug/kho")
-_MAX_BLOB = 16 << 20
-_MAX_FILES = 1024
+KALLSYMS = Path("/proc/kallsyms")
+KCORE = Path("/proc/kcore")
+#: The kernel's records of the two sides, and bytes at their start that hold the address.
+_RECORDS = {"kho_in": "in", "kho_out": "out"}
+_RECORD_SIZE = 256
+_PAGE = 4096
+#: The physical address of segments that are not a part of RAM.
+_NOWHERE = (1 << 64) - 1
 
 
-def open_live(*, vmcoreinfo: str | None = None) -> ProgramMemory:
+class LiveMemory(ProgramMemory):
+    """Physical memory of the running host."""
+
+    kind = "live"
+    kernel_roots: dict[int, str]
+
+    def name_roots(self, program: drgn.Program) -> None:
+        """Learn where the kernel itself says that root FDTs and scratch areas are."""
+        self.kernel_roots = {}
+        mapped = list(_direct_map(KCORE))
+        for symbol, address in _symbols(KALLSYMS):
+            try:
+                record = program.read(address, _RECORD_SIZE)
+            except Exception:  # drgn has no common base of its errors
+                continue
+            for word in struct.unpack(f"<{_RECORD_SIZE // 8}Q", record):
+                inside = (pa + word - start for start, end, pa in mapped if start <= word < end)
+                pa = next(inside, word)
+                if self._is_tree(pa):
+                    self.kernel_roots[pa] = _RECORDS[symbol]
+        self.kernel_scratch = scratch_areas(DEBUGFS)
+
+    def _is_tree(self, pa: int) -> bool:
+        try:
+            return pa > 0 and pa % _PAGE == 0 and self.read(pa, 4) == MAGIC_BYTES
+        except MemoryFault:
+            return False
+
+
+def open_live(*, vmcoreinfo: str | None = None) -> LiveMemory:
     """Physical memory of this host. Needs drgn and, as a rule, root.
 
     ``vmcoreinfo`` is given to drgn in place of the kernel's own. Raises UnreadableError.
@@ -31,37 +80,48 @@ def open_live(*, vmcoreinfo: str | None = None) -> ProgramMemory:
     regions = ram_of_this_host()
     if regions is None:
         raise UnreadableError("/proc/iomem: shows no addresses of RAM; run as root")
-    memory = ProgramMemory(program, regions=regions)
-    memory.kind = "live"
+    memory = LiveMemory(program, regions=regions)
+    memory.name_roots(program)
     return memory
 
 
-@dataclass(frozen=True, slots=True)
-class DebugfsBlob:
-    """A file below /sys/kernel/debug/kho.
+def _symbols(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, virtual address) of the kernel's records; nothing where addresses are hidden."""
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                words = line.split()
+                name = words[2].decode("ascii", "replace") if len(words) == 3 else ""
+                if name in _RECORDS and int(words[0], 16):
+                    yield name, int(words[0], 16)
+    except (OSError, ValueError):
+        return
 
-    ``side`` is ``in`` (received from the previous kernel) or ``out`` (for the next one),
-    ``name`` the path below it (``fdt``, ``sub_fdts/LUO``, ``scratch_phys``).
-    """
 
-    side: str
-    name: str
-    data: bytes
+def _direct_map(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(first virtual address, end, physical address) of what the kernel maps of its RAM."""
+    try:
+        with path.open("rb") as stream:
+            header = HEADER.unpack(stream.read(16 + HEADER.size)[16:])
+            stream.seek(header[4])
+            raw = stream.read(header[9] * PROGRAM_HEADER.itemsize)
+        segments = np.frombuffer(raw, PROGRAM_HEADER)
+    except (OSError, ValueError, struct.error):
+        return
+    for segment in segments:
+        if segment["type"] == PT_LOAD and segment["paddr"] != _NOWHERE:
+            start, size, pa = (int(segment[name]) for name in ("vaddr", "memsz", "paddr"))
+            yield start, start + size, pa
 
 
-def debugfs_blobs(root: Path = DEBUGFS) -> list[DebugfsBlob]:
-    """What debugfs shows of KHO on this host; nothing if it is not there or not readable."""
-    blobs = []
-    for side in ("in", "out"):
+def scratch_areas(root: Path) -> tuple[tuple[int, int], ...]:
+    """(address, size) of the scratch areas, as debugfs lists them; none if it does not."""
+    columns = []
+    for name in ("scratch_phys", "scratch_len"):
         try:
-            paths = sorted(p for p in (root / side).rglob("*") if p.is_file())
-        except OSError:
-            continue
-        for path in paths[:_MAX_FILES]:
-            try:
-                with path.open("rb") as stream:
-                    data = stream.read(_MAX_BLOB)
-            except OSError:
-                continue  # write-only switches such as "finalize", or gone meanwhile
-            blobs.append(DebugfsBlob(side, str(path.relative_to(root / side)), data))
-    return blobs
+            text = (root / "out" / name).read_text("ascii", "replace")
+            columns.append([int(word, 0) for word in text.split()])
+        except (OSError, ValueError):
+            return ()
+    starts, sizes = columns
+    return tuple(zip(starts, sizes, strict=True)) if len(starts) == len(sizes) else ()

@@ -72,6 +72,7 @@ class SparseMemory(PhysicalMemory):
         self._setup(base, page_size)
         self.machine = base.machine
         self.notes = dict(base.notes)
+        self.kernel_roots, self.kernel_scratch = base.kernel_roots, base.kernel_scratch
         return self
 
     def _setup(self, base: PhysicalMemory, page_size: int) -> None:

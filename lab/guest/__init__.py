@@ -53,31 +53,58 @@ def init_program() -> bytes:
     return _compiled("init", _INIT_SOURCES, [["gcc", *flags, "-o", "=out", "@init.c", "@sha256.c"]])
 
 
+class Archive:
+    """A newc archive in the making."""
+
+    def __init__(self) -> None:
+        self._out = bytearray()
+        self._directories: set[str] = set()
+
+    def directory(self, path: str) -> None:
+        """A directory and those above it, if they are not there yet."""
+        parent = path.rpartition("/")[0]
+        if parent:
+            self.directory(parent)
+        if path not in self._directories:
+            self._directories.add(path)
+            self.entry(path, 0o040755)
+
+    def file(self, path: str, data: bytes, *, executable: bool = False) -> None:
+        """A file, and the directories that lead to it."""
+        if "/" in path:
+            self.directory(path.rpartition("/")[0])
+        self.entry(path, 0o100755 if executable else 0o100644, data)
+
+    def entry(
+        self, path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Anything, under a path without a leading slash."""
+        out, name = self._out, path.encode() + b"\0"
+        numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0)
+        out += b"070701" + b"".join(b"%08x" % n for n in numbers) + name
+        out += bytes(-len(out) % 4)
+        out += data
+        out += bytes(-len(out) % 4)
+
+    def compressed(self) -> bytes:
+        """The whole of it. Fast rather than small."""
+        self.entry("TRAILER!!!", 0)
+        return gzip.compress(bytes(self._out), compresslevel=1, mtime=0)
+
+
 def initramfs(files: Mapping[str, bytes]) -> bytes:
     """A gzipped newc archive with the init program, the mount points and ``files``.
 
-    ``files`` maps paths without a leading slash to their bytes. Fast rather than small.
+    ``files`` maps paths without a leading slash to their bytes.
     """
-    out = bytearray()
-
-    def entry(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
-        name = path.encode() + b"\0"
-        numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0)
-        out.extend(b"070701" + b"".join(b"%08x" % n for n in numbers) + name)
-        out.extend(bytes(-len(out) % 4))
-        out.extend(data)
-        out.extend(bytes(-len(out) % 4))
-
-    directories = {"proc", "sys", "dev"}
-    directories.update(str(Path(p).parent) for p in files if "/" in p)
-    for directory in sorted(directories):
-        entry(directory, 0o040755)
-    entry("dev/console", 0o020600, device=(5, 1))
-    entry("init", 0o100755, init_program())
+    archive = Archive()
+    for directory in ("dev", "proc", "sys"):
+        archive.directory(directory)
+    archive.entry("dev/console", 0o020600, device=(5, 1))
+    archive.file("init", init_program(), executable=True)
     for path, data in files.items():
-        entry(path, 0o100644, data)
-    entry("TRAILER!!!", 0)
-    return gzip.compress(bytes(out), compresslevel=1, mtime=0)
+        archive.file(path, data)
+    return archive.compressed()
 
 
 def rom(entry: int, boot_params: int) -> bytes:

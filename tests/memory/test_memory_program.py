@@ -11,9 +11,12 @@ from kdump_writer import FLAGS, Kdump, flatten
 from memory_model import CORPUS, Model, check, core
 
 from abi.errors import UnreadableError
+from abi.fdt import MAGIC_BYTES
 from inspector import memory
 from inspector.memory import compression, live, program, zst
+from inspector.memory.elf import HEADER, PROGRAM_HEADER, PT_LOAD
 from inspector.memory.files import open_file
+from inspector.memory.sparse import SparseMemory
 
 try:
     import drgn
@@ -171,16 +174,71 @@ def test_regions_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(r.first, r.last) for r in regions] == [(0x1000, 0x9FFFF)]
 
 
-def test_debugfs(tmp_path: Path) -> None:
-    assert live.debugfs_blobs(tmp_path / "none") == []
-    (tmp_path / "out" / "sub_fdts").mkdir(parents=True)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "fdt").write_bytes(b"\xd0\x0d\xfe\xed")
-    (tmp_path / "out" / "sub_fdts" / "LUO").write_bytes(b"luo")
-    (tmp_path / "out" / "scratch_phys").write_text("0x1000\n")
-    found = [(b.side, b.name, b.data) for b in live.debugfs_blobs(tmp_path)]
-    assert found == [
-        ("in", "fdt", b"\xd0\x0d\xfe\xed"),
-        ("out", "scratch_phys", b"0x1000\n"),
-        ("out", "sub_fdts/LUO", b"luo"),
-    ]
+def test_scratch_areas_that_debugfs_lists(tmp_path: Path) -> None:
+    assert live.scratch_areas(tmp_path / "none") == ()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scratch_phys").write_text("0x1000\n0x40000000\n")
+    assert live.scratch_areas(tmp_path) == ()
+    (tmp_path / "out" / "scratch_len").write_text("0x2000\n")
+    assert live.scratch_areas(tmp_path) == (), "one is missing"
+    (tmp_path / "out" / "scratch_len").write_text("0x2000\n0x1000000\n")
+    assert live.scratch_areas(tmp_path) == ((0x1000, 0x2000), (0x40000000, 0x1000000))
+    (tmp_path / "out" / "scratch_len").write_text("much\n")
+    assert live.scratch_areas(tmp_path) == ()
+
+
+class Kernel:
+    """As much of a drgn program as names the roots."""
+
+    def __init__(self, records: dict[int, bytes]) -> None:
+        self._records = records
+
+    def read(self, address: int, size: int) -> bytes:
+        return self._records[address][:size]
+
+
+class Host(live.LiveMemory):
+    """Memory of a host that is not this one."""
+
+    def __init__(self, memory: SparseMemory) -> None:
+        self._ram = memory
+
+    def read(self, pa: int, size: int) -> bytes:
+        return self._ram.read(pa, size)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_kernel_names_its_roots(
+    hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By virtual or physical address, wherever in its records; not what is no tree."""
+    ram = SparseMemory([(0, 1 << 20)])
+    for at in (0x3000, 0x5000, 0x7008):
+        ram.write(at, MAGIC_BYTES)
+    direct, kho_in, kho_out = 0xFFFF888000000000, 0xFFFFFFFF81000100, 0xFFFFFFFF81000200
+    words = {
+        kho_in: [0, 0x5000, 0x7008, direct + 0x6000, 1 << 63],
+        kho_out: [direct + 0x3000, 0xFFFF888FFF000000, 7],
+    }
+    records = {
+        at: np.array(row + [0] * (32 - len(row)), "<u8").tobytes() for at, row in words.items()
+    }
+    (tmp_path / "kallsyms").write_text(
+        f"{0xFFFFFFFF81000000:016x} T _text\n"
+        f"{0 if hidden else kho_in:016x} b kho_in\n"
+        f"{0 if hidden else kho_out:016x} d kho_out\n"
+        f"{0xFFFFFFFFC1000200:016x} d kho_out\t[module]\n"
+    )
+    segments = np.zeros(2, PROGRAM_HEADER)
+    segments["type"] = PT_LOAD
+    segments["vaddr"] = direct, kho_in & ~0xFFF
+    segments["memsz"] = 1 << 20
+    segments["paddr"] = 0, (1 << 64) - 1
+    header = HEADER.pack(4, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    (tmp_path / "kcore").write_bytes(b"\x7fELF".ljust(16, b"\0") + header + segments.tobytes())
+    monkeypatch.setattr(live, "KALLSYMS", tmp_path / "kallsyms")
+    monkeypatch.setattr(live, "KCORE", tmp_path / "kcore")
+    monkeypatch.setattr(live, "DEBUGFS", tmp_path / "none")
+    host = Host(ram)
+    host.name_roots(Kernel(records))  # type: ignore[arg-type]
+    assert host.kernel_roots == ({} if hidden else {0x5000: "in", 0x3000: "out"})

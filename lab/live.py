@@ -1,0 +1,181 @@
+"""kho on a live host: in a virtual machine that updates itself, held against what it says.
+
+The guest runs this very Python and kho (:mod:`lab.guest.python`). It makes a session with files,
+looks at ``/proc/kcore``, jumps into the same kernel, looks again, and only then takes its files
+back (:mod:`lab.guest.live_init`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import guest
+from lab.build import Kernel
+from lab.guest import live_init, python
+from lab.host import LabError
+from lab.qemu import Event, Machine, Patience, Stopped
+from lab.ram import Ram
+
+_RAM = 2 << 30
+_SECONDS = 900.0
+_ENVIRONMENT = " ".join(f"{name}={value}" for name, value in python.ENVIRONMENT.items())
+_COMMAND_LINE = (
+    "console=ttyS0,115200 panic=-1 kho=on liveupdate=on loglevel=4"
+    f" rdinit={python.INTERPRETER} {_ENVIRONMENT}"
+)
+_INIT = "live.py"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was seen, and what of it was wrong."""
+
+    kernel: str
+    seconds: float = 0.0
+    seen: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def check(self, holds: bool, what: str) -> None:
+        """Record something that must hold."""
+        (self.seen if holds else self.wrong).append(what)
+
+
+def run(kernel: Kernel, *, accel: str = "auto", patience: Patience | None = None) -> Report:
+    """Let a guest look at itself, before and after a live update; a few minutes without KVM.
+
+    Raises LabError if it cannot be tried, for want of drgn for instance.
+    """
+    root = python.archive("kho-inspector", "drgn")
+    root.file(_INIT, Path(live_init.__file__).read_bytes())
+    second = root.compressed()
+    outer = guest.Archive()
+    outer.file("next/kernel", kernel.bzimage.read_bytes())
+    outer.file("next/initrd", second)
+    initrd = guest.memory_file("initrd", second + outer.compressed())
+    ram = Ram(_RAM)
+    arguments = [
+        "-kernel", str(kernel.bzimage), "-initrd", f"/proc/self/fd/{initrd}",
+        "-append", f"{_COMMAND_LINE} -- /{_INIT}", "-cpu", "max",
+    ]  # fmt: skip
+    patience = patience or Patience(cpu=300.0, asleep=60.0, total=_SECONDS)
+    report = Report(kernel.name)
+    try:
+        with Machine(ram, arguments, accel=accel, patience=patience, pass_fds=[initrd]) as machine:
+            events: list[Event] = []
+            while not isinstance(event := machine.next_event(), Stopped):
+                events.append(event)
+            report.seconds = machine.seconds
+            if event is not Stopped.END:
+                tail = machine.console.decode("utf-8", "replace").splitlines()[-3:]
+                report.wrong.append(f"the guest ended by {event}: {' | '.join(tail)}")
+    finally:
+        os.close(initrd)
+        ram.close()
+    _judge(report, events)
+    return report
+
+
+def _judge(report: Report, events: list[Event]) -> None:
+    for event in events:
+        if event.kind == "failed" or event.data.get("errno"):
+            report.wrong.append(f"in the guest: {event.data}")
+    stages = [[e for e in events if e.data["stage"] == stage] for stage in (1, 2)]
+    for events_, judge in zip(stages, (_before, _after), strict=True):
+        try:
+            judge(report, events_)
+        except (LabError, KeyError, IndexError, TypeError, ValueError) as error:
+            report.wrong.append(f"{judge.__name__[1:]} the jump: {error!r}")
+
+
+def _before(report: Report, events: list[Event]) -> None:
+    """The side that has not handed over: its map is whole, its sessions are not written yet."""
+    dump = _document(events, "dump")
+    root, candidates = dump["root"], dump["candidates"]
+    report.check(root["moment"] == "outgoing", "before the jump: the moment is outgoing")
+    named = [c["how"] for c in candidates]
+    report.check(
+        named == ["kho_out of the running kernel"],
+        "before the jump: the kernel names its root, nothing is searched for",
+    )
+    _same_scratch(report, events, dump, "before the jump")
+    size = dump["preserved"]["pages"] * 4096
+    report.check(
+        size >= sum(live_init.FILES.values()),
+        "before the jump: the pages of the files are preserved already",
+    )
+    found = _document(events, "check")["findings"]
+    bad = sorted({f["code"] for f in found if f["severity"] != "info"})
+    report.check(not bad, f"before the jump: nothing is wrong {' '.join(bad)}".rstrip())
+
+
+def _after(report: Report, events: list[Event]) -> None:
+    """The side that was handed something: its files are there until they are retrieved."""
+    dump = _document(events, "dump")
+    report.check(dump["root"]["moment"] == "incoming", "after the jump: the moment is incoming")
+    hows = {c["how"].partition(" ")[0] for c in dump["candidates"]}
+    report.check(hows == {"kho_in", "kho_out"}, "after the jump: the kernel names both roots")
+    _same_scratch(report, events, dump, "after the jump")
+    files = {
+        int(file["token"], 16): file
+        for session in dump["luo"]["sessions"]
+        for file in session["files"]
+    }
+    report.check(
+        sorted(files) == sorted(live_init.FILES), "after the jump: session and files are found"
+    )
+    back = {e.data["token"]: e.data["sha256"] for e in events if e.kind == "retrieved"}
+    for token in live_init.SHOWN:
+        size = live_init.FILES[token]
+        path = f"/LUO/sessions/{live_init.SESSION.decode()}/files/{token:#x}"
+        got = next(
+            (e.data["out"] for e in _runs(events, "cat") if e.data["arguments"][1] == path), None
+        )
+        wanted = hashlib.sha256(live_init.content(token, size)).hexdigest()
+        report.check(
+            got == wanted == back.get(token),
+            f"after the jump: kho cat and the kernel give file {token:#x} as it was",
+        )
+    asked = [e.data for e in _runs(events, "dump") if "--root" in e.data["arguments"]]
+    own = [json.loads(data["out"]) for data in asked]
+    report.check(
+        [d["root"]["moment"] for d in own] == ["outgoing"],
+        "after the jump: --root shows what the kernel has for the next one",
+    )
+    bad = sorted(
+        {
+            f["code"] for f in _document(events, "check")["findings"] if f["severity"] != "info"
+        }
+    )  # fmt: skip
+    report.check(not bad, f"after the jump: nothing is wrong {' '.join(bad)}".rstrip())
+
+
+def _same_scratch(report: Report, events: list[Event], dump: dict[str, Any], when: str) -> None:
+    told = next(e.data for e in events if e.kind == "debugfs")
+    wanted = [
+        (int(start, 0), int(size, 0))
+        for start, size in zip(told["scratch_phys"], told["scratch_len"], strict=True)
+    ]
+    shown = [(int(area["address"], 16), area["size"]) for area in dump["scratch"] or ()]
+    report.check(shown == wanted, f"{when}: the scratch areas are those of debugfs")
+
+
+def _runs(events: list[Event], verb: str) -> Iterator[Event]:
+    return (e for e in events if e.kind == "kho" and e.data["arguments"][0] == verb)
+
+
+def _document(events: list[Event], verb: str) -> dict[str, Any]:
+    """The first document that a verb printed. Raises LabError if it printed none."""
+    run = next(_runs(events, verb), None)
+    if run is None:
+        raise LabError(f"kho {verb} did not run")
+    try:
+        loaded: dict[str, Any] = json.loads(run.data["out"])
+    except ValueError:
+        raise LabError(f"kho {verb} ended with {run.data['status']}: {run.data['error']}") from None
+    return loaded

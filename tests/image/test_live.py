@@ -1,0 +1,88 @@
+"""A running kernel that names its roots: nothing is searched for, and the moment is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from abi.errors import UsageError
+from inspector import locate
+from inspector.check import check
+from inspector.decode import decode
+from inspector.image import Image, Moment
+from inspector.kernel import scenario
+from inspector.locate import How
+from inspector.memory.sparse import SparseMemory
+
+AREAS = ((0x10000000, 0x1000000), (0x20000000, 0x2000000))
+
+
+@pytest.fixture
+def memory() -> SparseMemory:
+    return scenario.load("linux-7.3").run().memory
+
+
+@pytest.fixture
+def root(memory: SparseMemory) -> int:
+    return decode(memory).root.address
+
+
+@pytest.fixture
+def no_search(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched(*_: object, **__: object) -> None:
+        raise AssertionError("memory is searched")
+
+    monkeypatch.setattr(locate, "find_words", searched)
+
+
+@pytest.mark.parametrize(
+    ("side", "how", "moment"),
+    [("out", How.KHO_OUT, Moment.OUTGOING), ("in", How.KHO_IN, Moment.INCOMING)],
+)
+@pytest.mark.usefixtures("no_search")
+def test_nothing_is_searched_for(
+    memory: SparseMemory, root: int, side: str, how: How, moment: Moment
+) -> None:
+    memory.kernel_roots = {root: side, 0x1000: "in"}
+    memory.kernel_scratch = AREAS
+    image = decode(memory)
+    assert image.root.address == root
+    assert [c.how for c in image.location.candidates] == [how]
+    assert image.moment is moment
+    assert image.moment_reasons == [f"{how} points to the root"]
+    assert [(area.address, area.size) for area in image.scratch or ()] == list(AREAS)
+    assert image.luo is not None
+    assert image.luo.sessions
+
+
+def test_what_was_handed_over_comes_first(memory: SparseMemory, root: int) -> None:
+    copy = memory.read(root, 4096)
+    other = next(at for at in range(root + 4096, 1 << 40, 4096) if not any(memory.read(at, 4096)))
+    memory.write(other, copy)
+    memory.kernel_roots = {other: "out", root: "in"}
+    assert decode(memory).root.address == root
+    image = decode(memory, root=other)
+    assert (image.root.address, image.moment) == (other, Moment.OUTGOING)
+    assert {c.address for c in image.location.candidates} == {root, other}
+    with pytest.raises(UsageError, match="no device tree"):
+        decode(memory, root=0x3000)
+
+
+def test_sessions_that_are_not_written_yet_are_no_leak(memory: SparseMemory, root: int) -> None:
+    """Files are preserved when user space says so, listed when the kernel hands over."""
+    whole = decode(memory)
+    assert whole.luo is not None
+    block = whole.luo.sessions_address
+    memory.write(block + 8, bytes(8))
+    memory.kernel_roots = {root: "out"}
+    found, why = leaks(decode(memory))
+    assert not found
+    assert why is not None
+    assert "hands over" in why
+    memory.kernel_roots = {}
+    found, why = leaks(decode(memory))
+    assert found
+
+
+def leaks(image: Image) -> tuple[bool, str | None]:
+    report = check(image, rules=["KHO-MEM-012"])
+    return bool(report.findings), report.undecided.get("KHO-MEM-012")

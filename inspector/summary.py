@@ -16,7 +16,7 @@ from inspector.walk.folio_file import FolioFile
 def summarise(image: Image) -> dict[str, Any]:
     """The facts, as JSON."""
     memory = image.memory
-    present = sum(r.size for r in memory.regions if r.state == 2)
+    present = memory.regions.present.bytes
     luo = image.luo
     handlers = Counter(f.compatible for _, f in luo.files()) if luo is not None else Counter()
     severities = Counter(f.severity for f in image.findings)

@@ -21,6 +21,7 @@ from inspector.memory.base import (
     U8Array,
     U64Array,
 )
+from inspector.memory.regions import Regions
 
 PAGE = 4096
 _OUTSIDE, _EXCLUDED, _PRESENT = PageState.OUTSIDE, PageState.EXCLUDED, PageState.PRESENT
@@ -157,7 +158,7 @@ class PatchedMemory(PhysicalMemory):
         self._offsets = [r[2] for r in runs]
         self._columns: tuple[U64Array, U64Array, U64Array] | None = None
         self._spans: dict[int, Span] = {}
-        self._regions: tuple[Region, ...] | None = None
+        self._regions: Regions | None = None
 
     # -- reading -------------------------------------------------------------------------
 
@@ -257,7 +258,7 @@ class PatchedMemory(PhysicalMemory):
         return span
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
         if self._regions is not None:
             return self._regions
@@ -273,7 +274,7 @@ class PatchedMemory(PhysicalMemory):
                     at = high
             if at < end:
                 found.append(Region(at, end - at, _EXCLUDED))
-        self._regions = tuple(found)
+        self._regions = Regions.of(found)
         return self._regions
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:

@@ -14,6 +14,7 @@
 
 from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region, Span
 from inspector.memory.probe import open
+from inspector.memory.regions import Regions
 from inspector.memory.scan import find_bytes, find_words
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PageState",
     "PhysicalMemory",
     "Region",
+    "Regions",
     "Span",
     "find_bytes",
     "find_words",

@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from abi.errors import IncompleteError
+
+if TYPE_CHECKING:
+    from inspector.memory.regions import Regions
 
 U8Array = npt.NDArray[np.uint8]
 U64Array = npt.NDArray[np.uint64]
@@ -91,7 +94,7 @@ class PhysicalMemory(ABC):
 
     @property
     @abstractmethod
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
 
     @abstractmethod
@@ -132,6 +135,20 @@ class PhysicalMemory(ABC):
         scan costs what the image really holds. Present memory that no piece covers is zero.
         A piece is valid until the next one is taken, unless the caller holds it.
         """
+
+    def distinct(self) -> Iterator[tuple[int, memoryview]]:
+        """As :meth:`extents`, for searches: what lies in the container once comes once.
+
+        Where several addresses show the same bytes of the container (no tool writes such an
+        image), only the lowest does here. An image is never searched for longer than its
+        container is large this way.
+        """
+        return self.extents()
+
+    @property
+    def aliased(self) -> bool:
+        """Whether :meth:`distinct` leaves something out."""
+        return False
 
     def release(self) -> None:
         """Give back what a scan brought in, if it can be had again; no view is harmed."""

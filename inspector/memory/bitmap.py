@@ -109,6 +109,19 @@ class PageBitmap:
             self._before = columns[0], columns[1], columns[2], np.concatenate(before)
         return self._before
 
+    def runs(self) -> int:
+        """Number of runs of set bits."""
+        total = carry = behind = 0
+        for first, end in self.chunks():
+            words = self.words(first, end)
+            # A run begins where a bit is set and the one before is not.
+            before = words << np.uint64(1)
+            before[1:] |= words[:-1] >> np.uint64(63)
+            before[:1] |= np.uint64(carry if first == behind else 0)
+            total += int(popcount(words & ~before).sum(dtype=np.int64))
+            carry, behind = int(words[-1]) >> 63, end
+        return total
+
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of words that cover all data, beginning at whole blocks, ascending."""
         total = (self.bits + 63) // 64

@@ -20,7 +20,6 @@ from inspector.memory.base import (
     MemoryFault,
     PageState,
     PhysicalMemory,
-    Region,
     U8Array,
     U64Array,
 )
@@ -28,12 +27,16 @@ from inspector.memory.bitmap import PageBitmap, edge_positions
 from inspector.memory.flattened import PlainFile
 from inspector.memory.kdump_pages import KdumpPages
 from inspector.memory.kdump_part import DumpPart
+from inspector.memory.regions import Regions
 from inspector.memory.segments import I64Array
 
 #: Reads that end this early in a page do not decode all of it.
 HEAD = 1024
 
 _RUN_BYTES = 1 << 20
+# Runs of pages that are looked after: RAM has a few, what a filtered dump of 1 TiB holds of
+# it some millions.
+_MAX_RAM_RUNS, _MAX_RUNS = 1 << 20, 1 << 23
 
 
 class KdumpMemory(PhysicalMemory):
@@ -62,9 +65,10 @@ class KdumpMemory(PhysicalMemory):
         self._shift = first.block.bit_length() - 1
         self.machine = self.notes.get("machine") or None
         self._ram = first.ram
+        self._check_runs()
         self._frames = first.frames
         self._zero = bytes(self._size)
-        self._regions: tuple[int, tuple[Region, ...]] | None = None
+        self._regions: tuple[int, Regions] | None = None
         self._pages = KdumpPages(self._parts, self._shift)
 
     @property
@@ -74,6 +78,19 @@ class KdumpMemory(PhysicalMemory):
         They are EXCLUDED from then on.
         """
         return self._pages.damaged
+
+    def _check_runs(self) -> None:
+        """Refuse bitmaps that no machine and no filter leaves: each run costs memory."""
+        bitmaps = [(part.dumped, "dumped pages", _MAX_RUNS) for part in self._parts]
+        if self._parts[0].ram is not self._parts[0].dumped:
+            bitmaps.append((self._ram, "RAM", _MAX_RAM_RUNS))
+        for bitmap, what, limit in bitmaps:
+            runs = bitmap.runs()
+            if runs > limit:
+                raise UnreadableError(
+                    f"{self._parts[0].name}: damaged kdump: {runs} runs of {what}, "
+                    f"more than {limit}"
+                )
 
     # Which pages there are
 
@@ -140,44 +157,46 @@ class KdumpMemory(PhysicalMemory):
         return lowest
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
         known = len(self.damaged)
         if self._regions is None or self._regions[0] != known:
-            self._regions = known, tuple(self._runs())
+            self._regions = known, self._runs()
         return self._regions[1]
 
-    def _runs(self) -> Iterator[Region]:
+    def _runs(self) -> Regions:
         """Runs of one state, from the bitmaps in bounded pieces."""
-        start, state = 0, int(PageState.OUTSIDE)
         limits = {edge for p in self._parts for edge in (p.start, p.end, *_cut(p))}
         limits |= self.damaged.keys() | {pfn + 1 for pfn in self.damaged}
         extra = np.array(sorted(limits), np.int64)
         bitmaps = [self._ram, *(part.dumped for part in self._parts)]
         carry = [0] * len(bitmaps)
-        behind = 0
+        behind = state = 0
+        starts, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
         for at, end in _pieces(bitmaps):
             if at != behind:  # a hole of the file before: no bit is set there
                 carry = [0] * len(bitmaps)
             behind = end
-            edges = [extra[(extra >= at * 64) & (extra < end * 64)], np.array([end * 64])]
+            low, high = np.searchsorted(extra, (at * 64, end * 64))
+            edges = [extra[low:high], np.array([end * 64])]
             for i, bitmap in enumerate(bitmaps):
                 words = bitmap.words(at, end)
                 edges.append(edge_positions(words, carry[i]) + at * 64)
                 carry[i] = int(words[-1]) >> 63
             places = np.unique(np.concatenate(edges))
             places = places[places < self._frames]
+            if not len(places):
+                continue
             states = self._page_states(places.astype(np.uint64))
-            for place, found in zip(places.tolist(), states.tolist(), strict=True):
-                if found != state:
-                    if state and place > start:
-                        yield self._region(start, place, state)
-                    start, state = place, found
-        if state and self._frames > start:
-            yield self._region(start, self._frames, state)
-
-    def _region(self, first: int, end: int, state: int) -> Region:
-        return Region(first << self._shift, (end - first) << self._shift, PageState(state))
+            new = np.diff(states, prepend=np.uint8(state)) != 0
+            state = int(states[-1])
+            starts.append(places[new])
+            found.append(states[new])
+        edge = np.concatenate([*starts, [self._frames]]).astype(np.uint64)
+        edge <<= np.uint64(self._shift)
+        kind = np.concatenate(found)
+        inside = kind != PageState.OUTSIDE
+        return Regions(edge[:-1][inside], edge[1:][inside] - np.uint64(1), kind[inside])
 
     # What is in them
 

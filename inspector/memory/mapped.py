@@ -13,11 +13,11 @@ from inspector.memory.base import (
     MemoryFault,
     PageState,
     PhysicalMemory,
-    Region,
     Span,
     U8Array,
     U64Array,
 )
+from inspector.memory.regions import Regions
 from inspector.memory.segments import I64Array, Kind, Segment, SegmentTable
 
 _ZEROS = memoryview(bytes(1 << 20))
@@ -47,7 +47,7 @@ class MappedMemory(PhysicalMemory):
         self._bytes: U8Array = np.frombuffer(data, np.uint8)
         self._words: U64Array = np.frombuffer(data[: len(data) & ~7], "<u8")
         self._data_ranges = data_ranges
-        self._regions: tuple[Region, ...] | None = None
+        self._regions: Regions | None = None
         # By piece, with one in front for addresses below all: the end of stored memory
         # (0 where nothing is stored), and what makes an offset of an address.
         stored = table.kind == Kind.STORED
@@ -62,7 +62,7 @@ class MappedMemory(PhysicalMemory):
         self._current = (0, 0, 0)
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
         if self._regions is None:
             self._regions = self._table.regions()

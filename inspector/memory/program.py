@@ -22,11 +22,11 @@ from inspector.memory.base import (
     MemoryFault,
     PageState,
     PhysicalMemory,
-    Region,
     U8Array,
     U64Array,
 )
-from inspector.memory.segments import Kind, Segment, SegmentTable, from_segments
+from inspector.memory.regions import Regions
+from inspector.memory.segments import Segment, SegmentTable, from_regions, from_segments
 
 if TYPE_CHECKING:
     import drgn
@@ -64,16 +64,10 @@ class ProgramMemory(PhysicalMemory):
             self._native = _native(getattr(program, "core_dump_path", None))
         if self._native is not None:
             self.notes = dict(self._native.notes)
-            regions = [
-                Segment(
-                    r.start,
-                    r.end - 1,
-                    Kind.ZERO if r.state is PageState.PRESENT else Kind.EXCLUDED,
-                )
-                for r in self._native.regions
-            ]
-        self._listed = regions is not None
-        self._table: SegmentTable = from_segments(regions or [])
+            self._table: SegmentTable = from_regions(self._native.regions)
+        else:
+            self._table = from_segments(regions or [])
+        self._listed = self._native is not None or regions is not None
         vmcoreinfo = _vmcoreinfo(program)
         self.notes |= vmcoreinfo
         self.page_size = notes.page_size_of(self.notes)
@@ -84,7 +78,7 @@ class ProgramMemory(PhysicalMemory):
             )
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE, as far as known."""
         return self._table.regions()
 

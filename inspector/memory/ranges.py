@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.errors import UsageError
-from inspector.memory.base import PageState, PhysicalMemory
+from inspector.memory.base import PhysicalMemory
 
 Ranges: TypeAlias = Iterable[tuple[int, int]]
 RangeList: TypeAlias = list[tuple[int, int]]
@@ -68,7 +68,7 @@ def complement(ranges: RangeList) -> RangeList:
 
 def present(memory: PhysicalMemory, ranges: Ranges | None = None) -> RangeList:
     """What an image holds, of some ranges or of all memory; neighbours are merged."""
-    held = merged((r.start, r.size) for r in memory.regions if r.state is PageState.PRESENT)
+    held = merged((r.start, r.size) for r in memory.regions.present)
     return held if ranges is None else intersect(held, merged(ranges))
 
 

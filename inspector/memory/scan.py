@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from abi.errors import UsageError
-from inspector.memory.base import PageState, PhysicalMemory
+from inspector.memory.base import PhysicalMemory
 
 #: Called with the number of bytes that a scan has gone over since the last call.
 Progress = Callable[[int], None]
@@ -18,6 +18,8 @@ _CHUNK = 64 << 20
 _RELEASE = 768 << 20
 #: Up to so many words of a piece are compared one by one.
 _FEW = 16
+#: Pages whose beginnings are looked at together.
+_HEADS = 1 << 10
 
 
 def find_words(
@@ -76,18 +78,26 @@ def _find_in_heads(
     progress: Progress | None,
 ) -> Iterator[int]:
     """As find_words, by gathering the words alone."""
-    for region in memory.regions:
-        if region.state is not PageState.PRESENT:
-            continue
-        first = region.start + (offset - region.start) % stride
-        for at in range(first, region.end - dtype.itemsize + 1, stride << 10):
-            end = min(at + (stride << 10), region.end - dtype.itemsize + 1)
-            addresses = np.arange(at, end, stride, dtype=np.uint64)
-            words = memory.gather(addresses, dtype.itemsize).view(dtype)[:, 0]
-            for hit in (words == wanted).nonzero()[0].tolist():
-                yield at + hit * stride
-            if progress is not None:
-                progress(min(stride << 10, region.end - at))
+    held = memory.regions.present
+    # Many regions of a filtered dump have a page each: places are numbered over all of them.
+    lead = (np.uint64(offset) - held.first) & np.uint64(stride - 1)
+    room = held.last - held.first
+    fits = (room >= lead) & (room - lead >= np.uint64(dtype.itemsize - 1))
+    first, room = held.first[fits] + lead[fits], room[fits] - lead[fits]
+    shift = np.uint64(stride.bit_length() - 1)
+    count = (((room - np.uint64(dtype.itemsize - 1)) >> shift) + np.uint64(1)).astype(np.int64)
+    before, left = np.cumsum(count) - count, held.bytes
+    for at in range(0, int(count.sum()), _HEADS):
+        number = np.arange(at, min(at + _HEADS, int(before[-1] + count[-1])))
+        region = np.searchsorted(before, number, "right") - 1
+        steps = (number - before[region]).astype(np.uint64)
+        addresses = first[region] + (steps << shift)
+        words = memory.gather(addresses, dtype.itemsize).view(dtype)[:, 0]
+        yield from addresses[words == wanted].tolist()
+        if progress is not None:
+            done = min(len(number) * stride, left)
+            progress(done)
+            left -= done
 
 
 def find_bytes(

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.errors import UnreadableError
-from inspector.memory.base import PageState, Region, U8Array, U64Array
+from inspector.memory.base import PageState, U8Array, U64Array
+from inspector.memory.regions import Regions
 
 I64Array = npt.NDArray[np.int64]
 
@@ -173,17 +174,9 @@ class SegmentTable:
             at = int(self.last[index]) + 1
         return None
 
-    def regions(self) -> tuple[Region, ...]:
-        """Runs of one state as :class:`Region` objects."""
-        return tuple(
-            Region(first, last - first + 1, PageState(state))
-            for first, last, state in zip(
-                self._run_first.tolist(),
-                self._run_last.tolist(),
-                self._run_state.tolist(),
-                strict=True,
-            )
-        )
+    def regions(self) -> Regions:
+        """Runs of one state."""
+        return Regions(self._run_first, self._run_last, self._run_state)
 
 
 def build(
@@ -252,6 +245,13 @@ def from_segments(pieces: list[Segment]) -> SegmentTable:
         np.array([p.kind for p in pieces], np.uint8),
         np.array([p.offset for p in pieces], np.int64),
     )
+
+
+def from_regions(regions: Regions, present: Kind = Kind.ZERO) -> SegmentTable:
+    """A table of what regions tell: pieces of kind ``present``, and others left out."""
+    held = regions.state == PageState.PRESENT
+    kind = np.where(held, np.uint8(present), np.uint8(Kind.EXCLUDED))
+    return SegmentTable(regions.first, regions.last, kind, np.zeros(len(regions), np.int64))
 
 
 def _sweep(first: list[int], last: list[int], rank: list[int]) -> list[tuple[int, int, int]]:

@@ -18,13 +18,20 @@ from inspector.memory.base import (
     MemoryFault,
     PageState,
     PhysicalMemory,
-    Region,
     Span,
     U8Array,
     U64Array,
 )
 from inspector.memory.mapped import MappedMemory
-from inspector.memory.segments import Kind, Segment, SegmentTable, from_segments, layer
+from inspector.memory.regions import Regions
+from inspector.memory.segments import (
+    Kind,
+    Segment,
+    SegmentTable,
+    from_regions,
+    from_segments,
+    layer,
+)
 
 _LEAF = 512
 _BASE, _ZERO, _EXCLUDED = -1, -2, -3
@@ -90,7 +97,9 @@ class SparseMemory(PhysicalMemory):
         self._flat: list[memoryview] = []
         self._used = 0
         self._table: SegmentTable | None = None
-        self._ram = from_segments([Segment(r.start, r.end - 1, Kind.ZERO) for r in base.regions])
+        regions = base.regions
+        paper = np.full(len(regions), PageState.PRESENT, np.uint8)
+        self._ram = from_regions(Regions(regions.first, regions.last, paper))
         self._ram_near = (0, 0)
         # RAM on paper: there is nothing to copy from.
         self._blank = isinstance(base, MappedMemory) and not any(
@@ -386,7 +395,7 @@ class SparseMemory(PhysicalMemory):
         return Span(start, start + self._size, data, data.cast("Q"))
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         """Ascending, disjoint regions in a state other than OUTSIDE."""
         return self._segments().regions()
 
@@ -417,17 +426,7 @@ class SparseMemory(PhysicalMemory):
     def _segments(self) -> SegmentTable:
         """All memory as pieces; offsets of stored ones are slot * page size."""
         if self._table is None:
-            regions = self._base.regions
-            below = from_segments(
-                [
-                    Segment(
-                        r.start,
-                        r.end - 1,
-                        Kind.ZERO if r.state is PageState.PRESENT else Kind.EXCLUDED,
-                    )
-                    for r in regions
-                ]
-            )
+            below = from_regions(self._base.regions)
             self._table = layer(SegmentTable(*self._own()), below)
         return self._table
 

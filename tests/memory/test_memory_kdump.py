@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import struct
@@ -18,7 +19,7 @@ from memory_model import core, note
 
 from abi.errors import UnreadableError
 from inspector import memory
-from inspector.memory import compression
+from inspector.memory import compression, kdump
 from inspector.memory.bitmap import PageBitmap, edge_positions, popcount
 from inspector.memory.kdump import KdumpMemory
 from inspector.memory.kdump_pages import KdumpPages
@@ -207,8 +208,13 @@ def test_sizes_that_lie(tmp_path: Path) -> None:
     ("overrides", "reason"),
     [
         ({"block_size": 0}, "block size 0"),
+        ({"block_size": 1}, "block size 1"),
+        ({"block_size": 2048}, "block size 2048"),
         ({"block_size": 12345}, "block size 12345"),
+        ({"block_size": 4096 + 8192}, "block size 12288"),
+        ({"block_size": 1 << 19}, "block size 524288"),
         ({"block_size": 1 << 30}, "block size"),
+        ({"block_size": -1 << 31}, "block size -2147483648"),
         ({"sub_hdr_size": -1}, "damaged kdump header"),
         ({"sub_hdr_size": 0x7FFFFFFF}, "truncated: a page bitmap"),
         ({"bitmap_blocks": 0xFFFFFFFF}, "truncated"),
@@ -412,9 +418,40 @@ def test_bitmap_against_bits(data: bytes, less: int) -> None:
     assert bitmap.rank(pfns).tolist() == counts.tolist()
     found = [int(pfn) for chunk in bitmap.set_bits() for pfn in chunk]
     assert found == [i for i, f in enumerate(flags) if f]
+    assert bitmap.runs() == sum(b > a for a, b in itertools.pairwise([False, *map(bool, flags)]))
     edges = edge_positions(bitmap.words(0, len(words)), 0).tolist()
     padded = [0, *flags, *([0] * (len(words) * 64 - bits))]
     assert edges == [i for i in range(len(padded) - 1) if padded[i] != padded[i + 1]]
+
+
+def test_runs_across_chunks_and_holes() -> None:
+    words = np.full(40, (1 << 64) - 1, np.uint64)
+    for pieces, runs in (
+        ([(0, 320)], 1),
+        ([(0, 128), (128, 320)], 1),
+        ([(0, 128), (256, 320)], 2),
+    ):
+        bitmap = PageBitmap(words, 2560, lambda first, end, pieces=pieces: iter(pieces))  # type: ignore[misc]
+        assert bitmap.runs() == runs
+
+
+def test_runs_of_pages_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Kdump({pfn: bytes(PAGE) for pfn in range(1, 200, 2)}, range(300))
+    with opened(tmp_path, odd.build()) as image:
+        assert len(image.regions) == 201
+        assert image.regions.present.bytes == 100 * PAGE
+    monkeypatch.setattr(kdump, "_MAX_RUNS", 99)
+    with pytest.raises(UnreadableError, match="100 runs of dumped pages, more than 99"):
+        opened(tmp_path, odd.build())
+    monkeypatch.setattr(kdump, "_MAX_RAM_RUNS", 50)
+    few = Kdump({1: bytes(PAGE)}, range(1, 400, 4))
+    with pytest.raises(UnreadableError, match="100 runs of RAM, more than 50"):
+        opened(tmp_path, few.build())
+    # With one bitmap for both, RAM has as many runs as what was dumped.
+    monkeypatch.setattr(kdump, "_MAX_RUNS", 100)
+    odd.one_bitmap = True
+    with opened(tmp_path, odd.build()) as image:
+        assert len(image.regions) == 100
 
 
 def test_popcount_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi.errors import UsageError
-from inspector.memory import PhysicalMemory, Region, find_bytes, find_words, scan
+from inspector.memory import PhysicalMemory, Regions, find_bytes, find_words, scan
 from inspector.memory.base import U8Array, U64Array
 from inspector.memory.mapped import MappedMemory
 from inspector.memory.segments import Kind, Segment, from_segments
@@ -26,7 +26,7 @@ class Pieces(PhysicalMemory):
             yield pa, memoryview(data)
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> Regions:
         raise NotImplementedError
 
     def read(self, pa: int, size: int) -> bytes:

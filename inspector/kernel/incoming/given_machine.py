@@ -17,7 +17,7 @@ def ram_for(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | 
     """Where RAM is, as the hand-over tells or all of a whole image; None if nothing tells."""
     told = ram_of(memory, location)
     if told is None and _container(memory) in _WHOLE:
-        return memory.regions
+        return tuple(memory.regions)
     return told
 
 

@@ -29,6 +29,8 @@ ET_CORE = 4
 EM_386, EM_X86_64 = 3, 62
 _TYPES = {1: "relocatable object", 2: "executable", 3: "shared object"}
 _MAX_NOTES = 1 << 26
+#: Ranges of zeros in our notes. Our writer makes one of each hole of its source.
+_MAX_ZERO = 1 << 22
 
 #: Elf64_Ehdr behind e_ident.
 HEADER = struct.Struct("<HHIQQQIHHHHHH")
@@ -57,13 +59,7 @@ class ElfMemory(MappedMemory):
         """Read the headers. Raises UnreadableError for what is not a core, or truncated."""
         self._file = file
         machine, headers = _program_headers(file)
-        pairs: dict[str, str] = {}
-        zero = np.zeros((0, 2), np.uint64)
-        for header in headers[headers["type"] == PT_NOTE][:64]:
-            offset, size = int(header["offset"]), int(header["filesz"])
-            found, ranges = notes.collect(file.data[offset : offset + min(size, _MAX_NOTES)])
-            pairs = found | pairs
-            zero = np.concatenate((zero, ranges))
+        pairs, zero = _notes(file, headers)
         super().__init__(_table(file, headers, zero), file.data, file.data_ranges)
         self.notes = pairs
         self.page_size = notes.page_size_of(pairs)
@@ -74,6 +70,28 @@ class ElfMemory(MappedMemory):
     def close(self) -> None:
         """Release the file. Views handed out stay valid as long as they are held."""
         self._file.close()
+
+
+def _notes(file: ImageFile, headers: Headers) -> tuple[dict[str, str], U64Array]:
+    """Pairs and ranges of zeros out of the PT_NOTE segments, each place read once."""
+    pairs: dict[str, str] = {}
+    zero = [np.zeros((0, 2), np.uint64)]
+    read: list[tuple[int, int]] = []
+    count = 0
+    for header in headers[headers["type"] == PT_NOTE][:64]:
+        offset, size = int(header["offset"]), int(header["filesz"])
+        if any(offset < end and start < offset + size for start, end in read):
+            continue  # no tool lays notes over each other
+        read.append((offset, offset + size))
+        found, ranges = notes.collect(file.data[offset : offset + min(size, _MAX_NOTES)])
+        pairs = found | pairs
+        zero.append(ranges)
+        count += len(ranges)
+        if count > _MAX_ZERO:
+            raise UnreadableError(
+                f"{file.name}: damaged ELF: notes list more than {_MAX_ZERO} ranges of zeros"
+            )
+    return pairs, np.concatenate(zero)
 
 
 def _program_headers(file: ImageFile) -> tuple[int, Headers]:

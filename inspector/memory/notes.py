@@ -21,6 +21,8 @@ _MAX_TEXT = 1 << 20
 _MAX_PAIRS = 4096
 #: One for each of the CPUs is normal.
 _MAX_NOTES = 1 << 16
+#: Notes of text that are read; a dump has one or two.
+_MAX_TEXTS = 16
 
 #: e_machine values of the architectures that have KHO, and some neighbours.
 MACHINES = {
@@ -85,10 +87,13 @@ def printable(data: bytes) -> str:
 def collect(data: memoryview) -> tuple[dict[str, str], U64Array]:
     """What notes tell: pairs of VMCOREINFO and our own, and our zero ranges (n, 2)."""
     pairs: dict[str, str] = {}
+    texts = 0
     zero = [np.zeros((0, 2), np.uint64)]
     for owner, kind, content in parse(data):
         if owner == b"VMCOREINFO" or (owner == KHO_OWNER and kind == NT_KHO_NOTES):
-            pairs = parse_pairs(content) | pairs
+            texts += 1
+            if texts <= _MAX_TEXTS:
+                pairs = parse_pairs(content) | pairs
         elif owner == KHO_OWNER and kind == NT_KHO_ZERO:
             words = np.frombuffer(content[: len(content) & ~15], "<u8")
             zero.append(words.reshape(-1, 2))

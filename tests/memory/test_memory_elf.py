@@ -15,6 +15,7 @@ from memory_model import Model, check, core, note
 
 from abi.errors import UnreadableError
 from inspector import memory
+from inspector.memory import elf, notes
 
 segment = st.tuples(st.integers(0, 400), st.binary(max_size=120), st.integers(0, 200))
 probes = st.lists(st.tuples(st.integers(0, 700), st.integers(0, 64)), min_size=1, max_size=12)
@@ -223,3 +224,32 @@ def test_damage_never_escapes(
                 with pytest.raises(memory.MemoryFault):
                     image.read(pa, 8)
         assert sum(len(piece) for _, piece in image.extents()) <= len(good)
+
+
+def test_notes_that_lie_over_each_other_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = np.array([[(1 << 30) + i * 8192, 4096] for i in range(100)], "<u8").tobytes()
+    data = core([(0x1000, b"\1" * 4096, 4096)], notes=note(b"KHO", 1, ranges))
+    table = np.frombuffer(data, elf.PROGRAM_HEADER, 2, 64)
+    many = np.concatenate((table, np.repeat(table[1:], 60)))
+    many["offset"][30:] += 4
+    whole = bytearray(data + many.tobytes())
+    struct.pack_into("<Q", whole, 32, len(data))
+    struct.pack_into("<H", whole, 56, len(many))
+    calls: list[int] = []
+    collect = notes.collect
+    monkeypatch.setattr(notes, "collect", lambda data: calls.append(len(data)) or collect(data))
+    with opened(tmp_path, bytes(whole)) as image:
+        assert len(image.regions) == 101
+    assert len(calls) == 1
+    monkeypatch.setattr(elf, "_MAX_ZERO", 99)
+    with pytest.raises(UnreadableError, match="more than 99 ranges of zeros"):
+        opened(tmp_path, bytes(whole))
+
+
+def test_texts_of_notes_have_a_limit(tmp_path: Path) -> None:
+    texts = b"".join(note(b"VMCOREINFO", 0, b"N%d=1\n" % i) for i in range(100))
+    with opened(tmp_path, core([(0x1000, b"\1" * 4096, 4096)], notes=texts)) as image:
+        assert next(iter(image.notes)) == "N15"
+        assert len(image.notes) == 16

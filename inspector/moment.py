@@ -77,7 +77,7 @@ def _uncopied_destination(image: Image) -> bool:
     page = image.page_size
     known = {int(pa) - int(pa) % page for pa in image.preserved.nodes.tolist()}
     seen = 0
-    for start, view in image.memory.extents():
+    for start, view in image.memory.distinct():
         seen += len(view)
         if seen > 1 << 30:
             return True

@@ -75,7 +75,7 @@ def _candidates(memory: PhysicalMemory, page: int, capacity: int) -> list[tuple[
     """(page, next) of pages that start with {aligned next, 1 <= count <= capacity}."""
     out: list[tuple[int, int]] = []
     read = 0
-    for start, view in memory.extents():
+    for start, view in memory.distinct():
         read += len(view)
         if read > SCAN_LIMIT:
             break
@@ -143,7 +143,7 @@ def _flb_pages(memory: PhysicalMemory, page: int, flb: Struct) -> list[int]:
     out = []
     capacity = (page - 16) // flb.size
     read = 0
-    for start, view in memory.extents():
+    for start, view in memory.distinct():
         read += len(view)
         if read > SCAN_LIMIT:
             break

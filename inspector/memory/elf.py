@@ -61,6 +61,10 @@ class ElfMemory(MappedMemory):
         machine, headers = _program_headers(file)
         pairs, zero = _notes(file, headers)
         super().__init__(_table(file, headers, zero), file.data, file.data_ranges)
+        try:
+            self.aliased  # noqa: B018  # too many pieces to search show now, not in the middle
+        except UnreadableError as error:
+            raise UnreadableError(f"{file.name}: {error} in the file") from None
         self.notes = pairs
         self.page_size = notes.page_size_of(pairs)
         # QEMU writes EM_386 for a PC that is stopped outside long mode, in ELF64 all the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -18,7 +19,7 @@ from inspector.memory.base import (
     U64Array,
 )
 from inspector.memory.regions import Regions
-from inspector.memory.segments import I64Array, Kind, Segment, SegmentTable
+from inspector.memory.segments import I64Array, Kind, Segment, SegmentTable, distinct
 
 _ZEROS = memoryview(bytes(1 << 20))
 _WORD = struct.Struct("<Q")
@@ -275,7 +276,22 @@ class MappedMemory(PhysicalMemory):
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:
         """Stored memory, zero copy; pieces of zeros and holes of the file are skipped."""
-        table = self._table
+        return self._extents_of(self._table)
+
+    def distinct(self) -> Iterator[tuple[int, memoryview]]:
+        """As :meth:`extents`; what several addresses show of the file, at the lowest only."""
+        return self._extents_of(self._table if self._searched is None else self._searched)
+
+    @property
+    def aliased(self) -> bool:
+        """Whether bytes of the file are seen at several addresses."""
+        return self._searched is not None
+
+    @cached_property
+    def _searched(self) -> SegmentTable | None:
+        return distinct(self._table)
+
+    def _extents_of(self, table: SegmentTable) -> Iterator[tuple[int, memoryview]]:
         for index in np.flatnonzero(table.kind == Kind.STORED).tolist():
             first, last, _, offset = table[index]
             for start, end in self._data_ranges(offset, offset + last + 1 - first):

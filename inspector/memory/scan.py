@@ -35,7 +35,8 @@ def find_words(
 
     Looks at every address that is ``offset`` modulo ``stride`` (a power of two, at least
     ``width``). ``width`` is 1, 2, 4 or 8 bytes. Only what is stored is scanned: memory
-    known to be zero is skipped, hence ``magic`` must not be 0.
+    known to be zero is skipped, hence ``magic`` must not be 0. Bytes of the container that
+    several addresses show are looked at once, at the lowest (``memory.aliased``).
     """
     if stride < width or stride & (stride - 1) or width not in (1, 2, 4, 8):
         raise UsageError(f"cannot scan for words of {width} bytes in steps of {stride}")
@@ -47,7 +48,7 @@ def find_words(
         yield from _find_in_heads(memory, wanted, dtype, stride, offset, progress)
         return
     since = 0
-    for start, piece in memory.extents():
+    for start, piece in memory.distinct():
         for at in range(0, len(piece), _CHUNK):
             base = start + at
             chunk = piece[at : at + _CHUNK + width - 1]
@@ -116,7 +117,7 @@ def find_bytes(
         raise UsageError("cannot scan for an empty pattern, zeros or such an alignment")
     keep = len(pattern) - 1
     tail, tail_end = b"", -1
-    for start, piece in memory.extents():
+    for start, piece in memory.distinct():
         if tail and tail_end == start:
             joint = tail + bytes(piece[:keep])
             yield from _matches(memoryview(joint), start - len(tail), pattern, align)

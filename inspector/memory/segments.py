@@ -179,6 +179,26 @@ class SegmentTable:
         return Regions(self._run_first, self._run_last, self._run_state)
 
 
+def distinct(table: SegmentTable) -> SegmentTable | None:
+    """The stored pieces without what a piece at a lower address has of the file; ascending.
+
+    None if no byte of the file is in two pieces, as in every image that a tool writes.
+    """
+    stored = table.kind == Kind.STORED
+    address, begin = table.first[stored], table.offset[stored].astype(np.uint64)
+    end = begin + (table.last[stored] - address)
+    order = np.argsort(begin, kind="stable")
+    if not (begin[order][1:] <= np.maximum.accumulate(end[order])[:-1]).any():
+        return None
+    kind = np.full(len(begin), Kind.STORED, np.uint8)
+    # The same problem with the roles changed: addresses that claim places in the file.
+    places = build(begin, end, kind, address.view(np.int64), np.arange(len(begin)))
+    first = places.offset.view(np.uint64)
+    order = np.argsort(first)
+    first, begin, end = first[order], places.first[order], places.last[order]
+    return SegmentTable(first, first + (end - begin), places.kind[order], begin.astype(np.int64))
+
+
 def build(
     first: U64Array, last: U64Array, kind: U8Array, offset: I64Array, rank: I64Array | None = None
 ) -> SegmentTable:

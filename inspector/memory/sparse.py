@@ -432,9 +432,21 @@ class SparseMemory(PhysicalMemory):
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:
         """Stored pages in runs, ascending, and what the base stores of the others."""
+        return self._joined(self._base.extents())
+
+    def distinct(self) -> Iterator[tuple[int, memoryview]]:
+        """As :meth:`extents`, without what several addresses show of the base's container."""
+        return self._joined(self._base.distinct())
+
+    @property
+    def aliased(self) -> bool:
+        """Whether the base is."""
+        return self._base.aliased
+
+    def _joined(self, base: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
         own = self._own_extents()
         upcoming = next(own, None)
-        for start, piece in self._base_extents():
+        for start, piece in self._base_extents(base):
             while upcoming is not None and upcoming[0] < start:
                 yield upcoming
                 upcoming = next(own, None)
@@ -454,10 +466,12 @@ class SparseMemory(PhysicalMemory):
                 yield first, self._flat[chunk][at : at + length].toreadonly()
                 first, offset = first + length, offset + length
 
-    def _base_extents(self) -> Iterator[tuple[int, memoryview]]:
+    def _base_extents(
+        self, extents: Iterator[tuple[int, memoryview]]
+    ) -> Iterator[tuple[int, memoryview]]:
         """Extents of the base without the pages that are ours."""
         ours: SegmentTable | None = None
-        for start, piece in self._base.extents():
+        for start, piece in extents:
             if ours is None:
                 ours = SegmentTable(*self._own())
             end = start + len(piece)

@@ -15,7 +15,7 @@ from memory_model import Model, check, core, note
 
 from abi.errors import UnreadableError
 from inspector import memory
-from inspector.memory import elf, notes
+from inspector.memory import elf, notes, segments
 
 segment = st.tuples(st.integers(0, 400), st.binary(max_size=120), st.integers(0, 200))
 probes = st.lists(st.tuples(st.integers(0, 700), st.integers(0, 64)), min_size=1, max_size=12)
@@ -253,3 +253,19 @@ def test_texts_of_notes_have_a_limit(tmp_path: Path) -> None:
     with opened(tmp_path, core([(0x1000, b"\1" * 4096, 4096)], notes=texts)) as image:
         assert next(iter(image.notes)) == "N15"
         assert len(image.notes) == 16
+
+
+def test_too_many_segments_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(core([(i << 20, bytes([i + 1]) * 4096, 4096) for i in range(9)]))
+    for i in range(9):
+        struct.pack_into("<Q", data, 64 + 56 * i + 8, 4096)  # p_offset
+    with opened(tmp_path, bytes(data)) as image:
+        assert image.aliased
+        assert [pa for pa, _ in image.distinct()] == [0]
+        assert list(memory.find_words(image, 0x01010101)) == [0]
+        assert image.read(3 << 20, 4) == b"\1" * 4
+    monkeypatch.setattr(segments, "_MAX_OVERLAPPING", 8)
+    with pytest.raises(
+        UnreadableError, match=r"image: damaged: 9 overlapping pieces .* in the file"
+    ):
+        opened(tmp_path, bytes(data))

@@ -130,3 +130,20 @@ def test_many_overlapping_pieces_stay_cheap() -> None:
     assert len(from_segments(nested)) == 1
     apart = [Segment(i * 100, i * 100 + 9, Kind.STORED, 0) for i in range(count)]
     assert len(from_segments([*apart, Segment(50, 160, Kind.ZERO)])) == count + 2
+
+
+@given(pieces)
+@settings(max_examples=300)
+def test_what_lies_in_the_file_once(parts: list[Segment]) -> None:
+    """Against the plainest way: of each byte of the file, the lowest address."""
+    table = from_segments(parts)
+    seen: dict[int, int] = {}
+    for at, (kind, offset) in sorted(of_table(table).items()):
+        if kind == Kind.STORED:
+            seen.setdefault(offset, at)
+    stored = [offset for kind, offset in of_table(table).values() if kind == Kind.STORED]
+    found = segments.distinct(table)
+    assert (found is None) == (len(stored) == len(seen))
+    if found is not None:
+        want = {at: (Kind.STORED, offset) for offset, at in seen.items()}
+        assert of_table(found) == want

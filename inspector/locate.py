@@ -14,6 +14,7 @@ Several roots are normal (incoming, outgoing, stale): all are listed, ranked, wi
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -22,8 +23,10 @@ import numpy as np
 from abi import boot, fdt
 from abi.errors import UsageError
 from inspector import progress
-from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region
+from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region, U64Array
 from inspector.memory.scan import find_words
+from inspector.text import plural, size_text
+from inspector.tree_budget import TreeBudget, tree_size
 from inspector.walk.fdt import MAX_SIZE, read_blob, try_tree
 
 #: Smallest page size: roots, trees and boot_params start at a multiple of it.
@@ -33,6 +36,11 @@ KHO_DATA_SCAN_LIMIT = 16 << 30
 _MAX_TREES = 4096
 _MAX_TREE_BYTES = 256 << 20
 _MAX_SETUP_DATA = 64
+#: Records that are kept, of all and of those to one root; a machine leaves a handful.
+_MAX_HANDOVERS, _MAX_FOR_ROOT = 4096, 64
+#: Sizes that a record may give.
+_MAX_SIZE = 1 << 16
+_FEW_ROOTS, _FEW_RECORDS = 4, 64
 
 
 class How(enum.StrEnum):
@@ -97,6 +105,10 @@ class Location:
     cut: bool = False
     #: Device trees that a kernel boots from.
     device_trees: list[int] = field(default_factory=list)
+    #: What was not looked at for want of a budget, a sentence each.
+    unsearched: list[str] = field(default_factory=list)
+    #: Addresses of trees that records lead to and that were not looked at for that reason.
+    unread: set[int] = field(default_factory=set)
 
 
 def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
@@ -111,7 +123,11 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
             named = [_given(memory, root), *(c for c in named if c.address != root)]
         found.candidates = sorted(named, key=lambda c: (-c.score, c.address))
         return found
-    size = sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
+    size = memory.regions.present.bytes
+    if memory.aliased:
+        found.unsearched.append(
+            "addresses that show the same bytes of the file as a lower address do"
+        )
     with progress.phase("looking for roots", size) as advance:
         trees = dict(_trees(memory, found, advance))
     with progress.phase("looking for boot parameters", size) as advance:
@@ -120,17 +136,28 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
         tree = _given(memory, root).tree
         assert tree is not None
         trees = {root: tree, **trees}
-    for handover in found.handovers:
-        if handover.fdt_address not in trees:
-            tree = try_tree(memory, handover.fdt_address, salvage=True)
-            if tree is not None:
-                trees[handover.fdt_address] = tree
+    # A budget of its own: what lies about must not use up that of what a record leads to.
+    budget = TreeBudget(memory, salvage=True)
+    led = {h.fdt_address for h in found.handovers} - trees.keys()
+    for address in sorted(led, key=lambda at: (tree_size(memory, at) or 0, at)):
+        tree = budget.tree(address)
+        if tree is not None:
+            trees[address] = tree
+    if budget.unread:
+        found.unread = budget.unread
+        found.unsearched.append(
+            f"{plural(len(budget.unread), 'device tree')} that records lead to,"
+            " behind others too large to be real"
+        )
     unclaimed = set(trees) - {h.fdt_address for h in found.handovers}
     if unclaimed and memory.machine in (None, "x86_64"):
         with progress.phase("looking for hand-over records", size) as advance:
-            found.handovers += _kho_data(memory, sorted(unclaimed), advance)
+            _kho_data(memory, sorted(unclaimed), found, advance)
+    by_root: dict[int, list[Handover]] = {}
+    for handover in found.handovers:
+        by_root.setdefault(handover.fdt_address, []).append(handover)
     for address, tree in trees.items():
-        records = tuple(h for h in found.handovers if h.fdt_address == address)
+        records = tuple(by_root.get(address, ()))
         how = records[0].how if records else How.SCAN
         found.candidates.append(
             _ranked(
@@ -192,18 +219,24 @@ def _trees(
     memory: PhysicalMemory, found: Location, advance: progress.Advance
 ) -> Iterator[tuple[int, fdt.Fdt]]:
     """Root FDTs by page scan; device trees with /chosen properties become hand-overs."""
-    read = 0
-    magic = int.from_bytes(fdt.MAGIC_BYTES, "little")
-    for seen, address in enumerate(find_words(memory, magic, STRIDE, progress=advance)):
-        if seen >= _MAX_TREES or read > _MAX_TREE_BYTES:
+    budget, read = TreeBudget(memory), 0
+    places = _places(memory, found, advance)
+    for at, (size, address) in enumerate(places):
+        read += size
+        if read > _MAX_TREE_BYTES or budget.spent:
+            found.unsearched.append(
+                f"{plural(len(places) - at, 'device tree')} of {size_text(size)} and more: those"
+                " before are too many or too large to be real"
+            )
             break
         try:
             blob = read_blob(memory, address, MAX_SIZE)
-            read += len(blob)
-            if b"kho-v" not in blob and b"linux,kho-fdt" not in blob:
-                continue
-            tree = fdt.parse(blob)
         except (fdt.FdtError, MemoryFault):
+            continue
+        if b"kho-v" not in blob and b"linux,kho-fdt" not in blob:
+            continue
+        tree = budget.tree(address, blob)
+        if tree is None:
             continue
         if _is_root(tree):
             yield address, tree
@@ -211,6 +244,24 @@ def _trees(
         if handover is not None:
             found.device_trees.append(address)
             found.handovers.append(handover)
+    found.device_trees.sort()
+    found.handovers.sort(key=lambda h: h.address)
+
+
+def _places(
+    memory: PhysicalMemory, found: Location, advance: progress.Advance
+) -> list[tuple[int, int]]:
+    """Sizes and addresses of what looks like device trees; the small first, as roots are."""
+    places: list[tuple[int, int]] = []
+    magic = int.from_bytes(fdt.MAGIC_BYTES, "little")
+    for seen, address in enumerate(find_words(memory, magic, STRIDE, progress=advance)):
+        if seen >= _MAX_TREES:
+            found.unsearched.append(f"device trees from {address:#x} on: too many lie before")
+            break
+        size = tree_size(memory, address)
+        if size is not None and size <= MAX_SIZE:
+            places.append((size, address))
+    return sorted(places)
 
 
 def _chosen(tree: fdt.Fdt, address: int) -> Handover | None:
@@ -231,8 +282,11 @@ def _chosen(tree: fdt.Fdt, address: int) -> Handover | None:
 def _boot_params(memory: PhysicalMemory, found: Location, advance: progress.Advance) -> None:
     magic = int.from_bytes(boot.HDRS_MAGIC, "little")
     pages = find_words(memory, magic, STRIDE, offset=boot.HDRS_OFFSET, progress=advance)
+    walked: set[int] = set()
+    to_root: Counter[int] = Counter()
     for seen, at in enumerate(pages):
-        if seen >= _MAX_TREES:
+        if seen >= _MAX_TREES or len(found.handovers) >= _MAX_HANDOVERS:
+            found.unsearched.append(f"boot_params from {at:#x} on: too many lie before")
             break
         page = at - at % STRIDE
         try:
@@ -242,15 +296,17 @@ def _boot_params(memory: PhysicalMemory, found: Location, advance: progress.Adva
         if node:
             found.boot_params.append(page)
         for _ in range(_MAX_SETUP_DATA):
-            if not node or node >> 52:
+            if not node or node >> 52 or node in walked:
                 break
+            walked.add(node)
             try:
                 head = boot.setup_data_hdr.unpack(memory.read(node, boot.setup_data_hdr.size))
                 found.setup_data.append(node)
                 if head["type"] == boot.SETUP_KEXEC_KHO and head["len"] >= boot.kho_data.size:
                     at = node + boot.setup_data_hdr.size
                     handover = _record(memory, at, How.SETUP_DATA, page)
-                    if handover is not None:
+                    if handover is not None and to_root[handover.fdt_address] < _MAX_FOR_ROOT:
+                        to_root[handover.fdt_address] += 1
                         found.handovers.append(handover)
             except MemoryFault as fault:
                 found.cut |= fault.state is PageState.EXCLUDED
@@ -272,31 +328,53 @@ def _record(
 
 
 def _kho_data(
-    memory: PhysicalMemory, roots: list[int], advance: progress.Advance
-) -> list[Handover]:
+    memory: PhysicalMemory, roots: list[int], found: Location, advance: progress.Advance
+) -> None:
     """kho_data records that point to one of ``roots``: {root, one page, scratch, 16 n}."""
-    hits: list[Handover] = []
     wanted = np.array(roots, np.uint64)
-    read = 0
-    for start, view in memory.extents():
+    read, limit = 0, len(found.handovers) + _MAX_HANDOVERS
+    for start, view in memory.distinct():
         read += len(view)
         if read > KHO_DATA_SCAN_LIMIT:
+            found.unsearched.append(f"hand-over records from {start:#x} on: more than 16 GiB")
             break
         skip = -start % 8
         words = np.frombuffer(view[skip : skip + (len(view) - skip) // 8 * 8], "<u8")
-        for root in wanted:
-            for i in np.flatnonzero(words == root)[:256]:
-                handover = _record(memory, start + skip + 8 * int(i), How.KHO_DATA)
-                if handover is not None and _plausible(handover):
-                    hits.append(handover)
+        for i in _records_in(words, wanted):
+            handover = _record(memory, start + skip + 8 * i, How.KHO_DATA)
+            if handover is not None and _plausible(handover):
+                found.handovers.append(handover)
+                if len(found.handovers) >= limit:
+                    found.unsearched.append(
+                        f"hand-over records behind {handover.address:#x}: too many lie before"
+                    )
+                    return
         advance(len(view))
-    return hits
+
+
+def _records_in(words: U64Array, wanted: U64Array) -> list[int]:
+    """Where a record that points to one of ``wanted`` may begin; ``wanted`` is ascending."""
+    if len(wanted) <= _FEW_ROOTS:
+        places = [(words == root).nonzero()[0] for root in wanted]
+        at = places[0] if len(places) == 1 else np.sort(np.concatenate(places))
+    else:
+        # One comparison for all, and a search of what lies in between.
+        at = (words - wanted[0] <= wanted[-1] - wanted[0]).nonzero()[0]
+        near = wanted[np.searchsorted(wanted, words[at])]
+        at = at[words[at] == near]
+    if len(at) > _FEW_RECORDS:  # worth a look at all of their sizes together
+        inside = at[at < len(words) - 3]
+        sizes, scratch = words[inside + 1], words[inside + 3]
+        good = (sizes - np.uint64(1) < _MAX_SIZE) & (scratch - np.uint64(1) < _MAX_SIZE)
+        at = np.concatenate((inside[good], at[at >= len(words) - 3]))
+    places_found: list[int] = at.tolist()
+    return places_found
 
 
 def _plausible(record: Handover) -> bool:
     return (
-        0 < record.fdt_size <= 1 << 16
-        and 0 < record.scratch_size <= 1 << 16
+        0 < record.fdt_size <= _MAX_SIZE
+        and 0 < record.scratch_size <= _MAX_SIZE
         and record.scratch_size % 16 == 0
         and record.scratch_address != 0
         and record.scratch_address % 16 == 0

@@ -40,6 +40,7 @@ def summarise(image: Image) -> dict[str, Any]:
             "found": str(root.candidate.how),
         },
         "candidates": len(image.location.candidates),
+        "unsearched": image.location.unsearched,
         "generations": generations(image),
         "map": str(image.map_state),
         "preserved": None
@@ -87,6 +88,8 @@ def lines(facts: dict[str, Any], *, colour: bool = False) -> Iterator[str]:
     yield line("root", f"{root['address']}  {root['compatible']}  ({root['found']})")
     if facts["candidates"] > 1:
         yield line("", f"{facts['candidates'] - 1} more in the image: see 'kho dump'")
+    for what in facts["unsearched"]:
+        yield line("not searched", what)
     yield line("moment", f"{facts['moment']}: {'; '.join(facts['moment_reasons'])}")
     yield line(
         "page size", f"{size_text(facts['page_size'])}: {'; '.join(facts['page_size_reasons'])}"

@@ -164,11 +164,18 @@ def _nowhere(context: Context) -> None:
             continue
         if context.image.memory.state(record.fdt_address) is PageState.EXCLUDED:
             context.undecidable("the page that the hand-over record leads to was left out")
+        elif record.fdt_address in location.unread:
+            context.undecidable("the tree that the hand-over record leads to was not looked at")
         else:
             context.report(
                 f"{record.how} gives {record.fdt_address:#x} as root, where no root FDT is",
                 path="/", address=record.address,
             )  # fmt: skip
+
+
+def _unsearched(context: Context) -> None:
+    for what in context.image.location.unsearched:
+        context.report(f"not searched for roots and records: {what}", path="/")
 
 
 def _root_preserved(context: Context) -> None:
@@ -244,6 +251,11 @@ RULES = (
     Rule(
         "KHO-ROOT-016", WARNING, "The root FDT has an oddity that libfdt reads over.",
         "Nothing: of two properties of one name it takes the first, others it does not see.",
+    ),
+    Rule(
+        "KHO-ROOT-017", INFO, "Not all of the image was searched for roots and what leads to them.",
+        "Nothing: it is told where its root is.", "kho dump IMAGE --root ADDRESS",
+        test=_unsearched,
     ),
     Rule(
         "KHO-GEN-001", INFO, "The bytes fit several generations of a layer equally well.",

@@ -15,11 +15,14 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 
+import numpy as np
+
 from abi.errors import UnreadableError
-from inspector.text import display
+from inspector.text import display, size_text
 
 _BLOCK = 1 << 16
-_ZERO_BLOCK = bytes(_BLOCK)
+#: Room that is left to others on the file system, if there is that much.
+_SPARE = 1 << 30
 
 
 class ImageFile:
@@ -113,7 +116,10 @@ def open_file(path: str) -> ImageFile:
 
 
 class Spool:
-    """An unnamed temporary file that is written once; blocks of zeros become holes."""
+    """An unnamed temporary file that is written once; blocks of zeros become holes.
+
+    It leaves some room on the file system for others.
+    """
 
     def __init__(self, name: str) -> None:
         """``name`` is the input that is spooled, for messages."""
@@ -121,6 +127,10 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="kho-")  # noqa: SIM115
         self._pending = bytearray()
         self._position = 0
+        self._written = self._checked = 0
+        self._limit: tuple[int, str] | None = None
+        free = self._free()
+        self._spare = 0 if free is None else min(_SPARE, free // 8)
 
     def __enter__(self) -> Spool:
         return self
@@ -133,36 +143,66 @@ class Spool:
         """Bytes written so far."""
         return self._position + len(self._pending)
 
+    def limit(self, size: int, reason: str) -> None:
+        """Refuse to write more than ``size`` bytes that are not holes, with this reason."""
+        self._limit = size, reason
+
     def write(self, data: bytes) -> None:
-        """Append bytes. Raises UnreadableError if the file system is full."""
+        """Append bytes. Raises UnreadableError if there is no room for them."""
         self._pending += data
         if len(self._pending) >= 4 * _BLOCK:
             self._flush(len(self._pending) // _BLOCK * _BLOCK)
 
+    def skip(self, size: int) -> None:
+        """Append zeros, however many."""
+        self._flush(len(self._pending))
+        self._position += size
+
     def _flush(self, size: int) -> None:
-        fd = self._file.fileno()
-        try:
-            with memoryview(self._pending)[:size] as view:
-                begin = 0  # of blocks that are not zero and not written yet
-                for at in range(0, size, _BLOCK):
-                    block = bytes(view[at : at + _BLOCK])
-                    if block == _ZERO_BLOCK[: len(block)]:
-                        self._write(fd, view[begin:at], begin)
-                        begin = at + len(block)
-                self._write(fd, view[begin:], begin)
-        except OSError as error:
-            raise UnreadableError(
-                f"{self._name}: cannot spool to {tempfile.gettempdir()}: "
-                f"{error.strerror or error}; TMPDIR names another place"
-            ) from None
+        with memoryview(self._pending)[:size] as view:
+            whole = size // _BLOCK * _BLOCK
+            words = np.frombuffer(view[:whole], np.uint64).reshape(-1, _BLOCK // 8)
+            used = np.bitwise_or.reduce(words, axis=1) != 0
+            if bytes(view[whole:]).strip(b"\0"):
+                used = np.append(used, True)
+            edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
+            del words
+            try:
+                for begin, end in edges.reshape(-1, 2).tolist():
+                    self._write(view[begin:end], begin)
+            except OSError as error:
+                raise self._no_room(error.strerror or str(error)) from None
         self._position += size
         del self._pending[:size]
 
-    def _write(self, fd: int, data: memoryview, at: int) -> None:
+    def _write(self, data: memoryview, at: int) -> None:
         with data:
+            self._written += len(data)
+            if self._limit is not None and self._written > self._limit[0]:
+                raise UnreadableError(f"{self._name}: {self._limit[1]}")
+            # Asking costs little, but not nothing.
+            if self._written - self._checked > self._spare // 8:
+                self._checked = self._written
+                free = self._free()
+                if free is not None and free - len(data) < self._spare:
+                    raise self._no_room(f"only {size_text(free)} are left there")
             done = 0
             while done < len(data):
-                done += os.pwrite(fd, data[done:], self._position + at + done)
+                done += os.pwrite(self._file.fileno(), data[done:], self._position + at + done)
+
+    def _free(self) -> int | None:
+        """Room on the file system; None if it does not tell."""
+        try:
+            found = os.fstatvfs(self._file.fileno())
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+    def _no_room(self, why: str) -> UnreadableError:
+        return UnreadableError(
+            f"{self._name}: cannot spool to {tempfile.gettempdir()}: {why}; "
+            "TMPDIR names another place"
+        )
 
     def finish(self) -> ImageFile:
         """Map what was written."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from abi.errors import UnreadableError
 from inspector import progress
 from inspector.memory.files import ImageFile, Spool
+from inspector.memory.zst_frame import Frame
 
 _FRAME = b"\x28\xb5\x2f\xfd"
-#: Blocks decompressed in one step: each stands for 128 KiB of output at most, however few
-#: bytes it has, so that no step holds more than 8 MiB.
-_BLOCKS = 64
-#: A block of one byte, repeated; the length in its header is that of the output.
-_RLE = 1
+# What is decoded, and what of it is not zeros and takes room on the disk: that much in any
+# case, and more in proportion to the file. Runs of zeros in blocks of their own are not counted.
+_DECODED, _DECODED_RATIO = 16 << 30, 512
+_WRITTEN, _WRITTEN_RATIO = 4 << 30, 64
+_SUSPECT = "the content of this zstd file is out of all proportion to its size"
+_WAY_OUT = "if that is right, decompress it first (zstd -d)"
 
 
 def is_zstd(head: bytes) -> bool:
@@ -28,14 +28,16 @@ def _is_skippable(head: bytes) -> bool:
 def decompress(file: ImageFile) -> ImageFile:
     """The content of a zstd file, all frames of it.
 
-    Raises UnreadableError for damage, a truncated frame, and bytes behind the last frame
-    that are not a frame.
+    Raises UnreadableError for damage, a truncated frame, bytes behind the last frame that are
+    not a frame, and content out of all proportion to the file.
     """
     import zstandard
 
     context = zstandard.ZstdDecompressor()
     data, at = file.data, 0
+    decoded, most = 0, max(_DECODED, _DECODED_RATIO * len(data))
     with Spool(file.name) as spool, progress.phase("decompressing", len(data)) as advance:
+        spool.limit(max(_WRITTEN, _WRITTEN_RATIO * len(data)), f"{_SUSPECT}; {_WAY_OUT}")
         while at < len(data):
             head = bytes(data[at : at + 8])
             if _is_skippable(head):
@@ -47,13 +49,22 @@ def decompress(file: ImageFile) -> ImageFile:
                 raise UnreadableError(
                     f"{file.name}: {len(data) - at} bytes of garbage behind the zstd data"
                 )
-            frame = context.decompressobj()
+            obj = context.decompressobj()
             try:
-                for end in _steps(data, at):
-                    spool.write(frame.decompress(data[at:end]))
-                    advance(end - at)
-                    at = end
-                if not frame.eof:
+                frame = Frame(data, at)
+                for step in frame.steps():
+                    if step.zeros:
+                        spool.skip(step.zeros)
+                    else:
+                        content = obj.decompress(step.data)
+                        decoded += len(content)
+                        frame.size += len(content)
+                        spool.write(content)
+                    advance(step.end - at)
+                    at = step.end
+                    if decoded > most:
+                        raise UnreadableError(f"{file.name}: {_SUSPECT}; {_WAY_OUT}")
+                if not (frame.whole if frame.skipped else obj.eof):
                     raise UnreadableError(f"{file.name}: truncated zstd file")
             except zstandard.ZstdError as error:
                 raise UnreadableError(
@@ -62,34 +73,6 @@ def decompress(file: ImageFile) -> ImageFile:
         if not spool.size:
             raise UnreadableError(f"{file.name}: the zstd file holds nothing")
         return spool.finish()
-
-
-def _steps(data: memoryview, at: int) -> Iterator[int]:
-    """Where to cut the frame at ``at``: a few blocks each, the last step ends with the frame.
-
-    Raises ZstdError for a damaged header; what is wrong with a block the decompressor says.
-    """
-    import zstandard
-
-    head = bytes(data[at : at + 18])  # the longest header
-    try:
-        checksum = 4 if zstandard.get_frame_parameters(head).has_checksum else 0
-        at += zstandard.frame_header_size(head)
-    except zstandard.ZstdError:
-        if at + len(head) < len(data):
-            raise
-        yield len(data)  # cut off in the header
-        return
-    last = False
-    while not last and at < len(data):
-        for _ in range(_BLOCKS):
-            header = int.from_bytes(data[at : at + 3], "little")
-            last, kind, length = bool(header & 1), header >> 1 & 3, header >> 3
-            at += 3 + (1 if kind == _RLE else length)
-            if last or at >= len(data):
-                break
-        at = min(at + (checksum if last else 0), len(data))
-        yield at
 
 
 def _reason(error: Exception) -> str:

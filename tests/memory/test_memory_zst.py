@@ -8,6 +8,7 @@ import os
 import resource
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import zstandard
@@ -15,8 +16,8 @@ from memory_model import CORPUS, core
 
 from abi.errors import UnreadableError
 from inspector import memory
-from inspector.memory import zst
-from inspector.memory.files import open_file
+from inspector.memory import files, zst, zst_frame
+from inspector.memory.files import Spool, open_file
 
 CORE = core([(0x1000, os.urandom(3000) + bytes(1096), 4096), (0x9000, b"z" * 4096, 8192)])
 
@@ -143,3 +144,123 @@ def test_blocks_without_a_checksum(tmp_path: Path) -> None:
             assert image.read(0x9000, 4) == b"zzzz"
     file = zst.decompress(open_file(str(tmp_path / "image")))
     assert bytes(file.data) == content + b"more"
+
+
+# Zeros that need not be decompressed, and content that is not unpacked
+
+
+def spooled(tmp_path: Path, data: bytes) -> bytes:
+    path = tmp_path / "packed"
+    path.write_bytes(data)
+    source = open_file(str(path))
+    file = zst.decompress(source)
+    try:
+        return bytes(file.data)
+    finally:
+        file.close()
+        source.close()
+
+
+def with_zeros(random: Random) -> bytes:
+    """Content with long runs of zeros, and copies from before them."""
+    text = random.randbytes(1 << 15)
+    parts = [
+        random.choice([text, random.randbytes(100_000), bytes(random.randrange(16 << 20)), b"a"])
+        for _ in range(12)
+    ]
+    return b"".join([text, *parts, bytes(8 << 20), text, bytes(12 << 20)])
+
+
+@pytest.mark.parametrize("window", [10, 17, 20])
+@pytest.mark.parametrize("sized", [True, False])
+def test_skipped_zeros_are_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, sized: bool
+) -> None:
+    monkeypatch.setattr(zst_frame, "_FEW_ZEROS", 0)
+    skipped: list[int] = []
+    skip = Spool.skip
+    monkeypatch.setattr(Spool, "skip", lambda s, size: skipped.append(size) or skip(s, size))
+    random = Random(window)
+    for level in (1, 9):
+        content = with_zeros(random)
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level, window_log=window, write_checksum=True, write_content_size=sized
+        )
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(
+            size=len(content) if sized else -1
+        )
+        data = compressor.compress(content) + compressor.flush()
+        assert spooled(tmp_path, data + packed(CORE)) == content + CORE
+        for size in (len(data) - 1, len(data) - 4, len(data) - 5, len(data) - 9):
+            with pytest.raises(UnreadableError, match="truncated"):
+                spooled(tmp_path, data[:size])
+    assert sum(skipped) > 20 << 20
+
+
+def repeated(byte: int, blocks: int, content_size: int | None = None) -> bytes:
+    """A frame of blocks of 128 KiB of one byte, in 4 bytes each."""
+    head = b"\x28\xb5\x2f\xfd"
+    if content_size is None:
+        head += b"\x00\x38"
+    else:
+        head += b"\xc0\x38" + content_size.to_bytes(8, "little")
+    block = (1 << 17) << 3 | 2
+    one = block.to_bytes(3, "little") + bytes([byte])
+    return head + one * (blocks - 1) + (block | 1).to_bytes(3, "little") + bytes([byte])
+
+
+def test_a_terabyte_of_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its zeros are neither decompressed nor written, and it is as large as it says."""
+    decoded: list[int] = []
+    write = Spool.write
+    monkeypatch.setattr(Spool, "write", lambda s, data: decoded.append(len(data)) or write(s, data))
+    monkeypatch.setattr(zst_frame, "_FEW_ZEROS", 1 << 24)
+    path = tmp_path / "zeros"
+    for size in (None, 1 << 40):
+        path.write_bytes(repeated(0, 1 << 23, size))
+        decoded.clear()
+        file = zst.decompress(open_file(str(path)))
+        assert file.size == 1 << 40
+        assert os.fstat(file._fd).st_blocks == 0
+        assert sum(decoded) < 1 << 25
+        file.close()
+    path.write_bytes(repeated(0, 1 << 23, (1 << 40) - 1))
+    with pytest.raises(UnreadableError, match="truncated"):
+        zst.decompress(open_file(str(path)))
+
+
+def test_content_out_of_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zst, "_WRITTEN", 1 << 24)
+    written: list[int] = []
+    write = Spool._write
+    monkeypatch.setattr(
+        Spool, "_write", lambda s, data, at: written.append(len(data)) or write(s, data, at)
+    )
+    with pytest.raises(UnreadableError, match=r"out of all proportion.*\(zstd -d\)") as caught:
+        spooled(tmp_path, repeated(1, 1 << 14))
+    assert "\n" not in str(caught.value)
+    assert sum(written) < 1 << 25
+    # The same from a file that is large enough, and from zeros.
+    noise = packed(Random(1).randbytes(1 << 19))
+    assert len(spooled(tmp_path, noise + repeated(1, 200))) == (1 << 19) + 200 * (1 << 17)
+    assert len(spooled(tmp_path, repeated(0, 1 << 10))) == 1 << 27
+    monkeypatch.setattr(zst, "_DECODED", 1 << 24)
+    with pytest.raises(UnreadableError, match="out of all proportion"):
+        spooled(tmp_path, repeated(0, 1 << 10))
+
+
+def test_room_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = Random(1).randbytes(8 << 20)
+    left = [10 << 20]
+
+    def fstatvfs(fd: int) -> SimpleNamespace:
+        used = os.fstat(fd).st_blocks * 512
+        return SimpleNamespace(f_bavail=left[0] - used, f_frsize=1, f_blocks=left[0])
+
+    monkeypatch.setattr(files.os, "fstatvfs", fstatvfs)
+    assert spooled(tmp_path, packed(content)) == content
+    left[0] = 8 << 20
+    with pytest.raises(UnreadableError, match=r"only \d.* left there; TMPDIR names another place"):
+        spooled(tmp_path, packed(content))
+    left[0] = 0  # a file system that does not tell
+    assert spooled(tmp_path, packed(content)) == content

@@ -124,10 +124,6 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
         found.candidates = sorted(named, key=lambda c: (-c.score, c.address))
         return found
     size = memory.regions.present.bytes
-    if memory.aliased:
-        found.unsearched.append(
-            "addresses that show the same bytes of the file as a lower address do"
-        )
     with progress.phase("looking for roots", size) as advance:
         trees = dict(_trees(memory, found, advance))
     with progress.phase("looking for boot parameters", size) as advance:
@@ -153,6 +149,10 @@ def locate(memory: PhysicalMemory, root: int | None = None) -> Location:
     if unclaimed and memory.machine in (None, "x86_64"):
         with progress.phase("looking for hand-over records", size) as advance:
             _kho_data(memory, sorted(unclaimed), found, advance)
+    if memory.aliased:
+        found.unsearched.append(
+            "addresses that show the same bytes of the file as a lower address do"
+        )
     by_root: dict[int, list[Handover]] = {}
     for handover in found.handovers:
         by_root.setdefault(handover.fdt_address, []).append(handover)

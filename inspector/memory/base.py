@@ -145,9 +145,13 @@ class PhysicalMemory(ABC):
         """
         return self.extents()
 
+    def heads(self) -> Iterator[U64Array]:
+        """Where ``scan_heads``: addresses of the pages of :meth:`distinct`, not decoded yet."""
+        return iter(())
+
     @property
     def aliased(self) -> bool:
-        """Whether :meth:`distinct` leaves something out."""
+        """Whether a search leaves out, or has left out, what is not zeros."""
         return False
 
     def release(self) -> None:

@@ -37,6 +37,8 @@ _RUN_BYTES = 1 << 20
 # Runs of pages that are looked after: RAM has a few, what a filtered dump of 1 TiB holds of
 # it some millions.
 _MAX_RAM_RUNS, _MAX_RUNS = 1 << 20, 1 << 23
+#: Places of several pages that are remembered.
+_MAX_SHARED = 1 << 12
 
 
 class KdumpMemory(PhysicalMemory):
@@ -69,6 +71,7 @@ class KdumpMemory(PhysicalMemory):
         self._frames = first.frames
         self._zero = bytes(self._size)
         self._regions: tuple[int, Regions] | None = None
+        self._aliased = False
         self._pages = KdumpPages(self._parts, self._shift)
 
     @property
@@ -183,8 +186,8 @@ class KdumpMemory(PhysicalMemory):
                 words = bitmap.words(at, end)
                 edges.append(edge_positions(words, carry[i]) + at * 64)
                 carry[i] = int(words[-1]) >> 63
-            places = np.unique(np.concatenate(edges))
-            places = places[places < self._frames]
+            places = np.sort(np.concatenate(edges))  # np.unique may hash, which is slow here
+            places = places[(np.diff(places, prepend=-1) > 0) & (places < self._frames)]
             if not len(places):
                 continue
             states = self._page_states(places.astype(np.uint64))
@@ -289,13 +292,66 @@ class KdumpMemory(PhysicalMemory):
 
     def extents(self) -> Iterator[tuple[int, memoryview]]:
         """Decoded pages, joined up to 1 MiB; pages of zeros are skipped."""
+        for number, pfns, ranks in self._dumped():
+            yield from self._join(number, pfns.tolist(), ranks)
+
+    def distinct(self) -> Iterator[tuple[int, memoryview]]:
+        """As :meth:`extents`; what several descriptors lead to is decoded about once."""
+        for number, pfns, ranks in self._once():
+            yield from self._join(number, pfns.tolist(), ranks)
+
+    def heads(self) -> Iterator[U64Array]:
+        """Addresses of the pages of :meth:`distinct`."""
+        for _, pfns, _ in self._once():
+            yield pfns.astype(np.uint64) << np.uint64(self._shift)
+
+    @property
+    def aliased(self) -> bool:
+        """Whether a search has left out what is not zeros."""
+        return self._aliased
+
+    def _dumped(self) -> Iterator[tuple[int, I64Array, I64Array]]:
+        """Parts, page frames and indices of descriptors of all pages, some at a time."""
         for number, part in enumerate(self._parts):
             rank = -part.skipped
             for pfns in part.dumped.set_bits():
                 ranks = rank + np.arange(len(pfns))
                 rank += len(pfns)
                 mine = (pfns >= part.start) & (pfns < part.end) & (ranks < part.valid)
-                yield from self._join(number, pfns[mine].tolist(), ranks[mine])
+                if mine.any():
+                    yield number, pfns[mine], ranks[mine]
+
+    def _once(self) -> Iterator[tuple[int, I64Array, I64Array]]:
+        """As :meth:`_dumped`, without descriptors that lead where others do.
+
+        Writers store a page of zeros once, and everything else once for each page. Places that
+        occur twice among some pages are remembered, not all places that there are.
+        """
+        shared: dict[int, I64Array] = {}
+        for number, pfns, ranks in self._dumped():
+            part = self._parts[number]
+            places = part.descriptors(int(ranks[0]), int(ranks[-1]) + 1)["offset"].astype(np.int64)
+            known = shared.get(number, np.zeros(0, np.int64))
+            fresh = np.flatnonzero(~np.isin(places, known)) if len(known) else np.arange(len(pfns))
+            found, first, count = np.unique(places[fresh], return_index=True, return_counts=True)
+            twice = count > 1
+            if twice.any():
+                self._look_at(number, pfns[fresh], ranks[fresh], first[twice])
+                shared[number] = np.concatenate((known, found[twice]))[:_MAX_SHARED]
+            keep = np.sort(fresh[first])
+            if len(keep):
+                yield number, pfns[keep], ranks[keep]
+
+    def _look_at(self, number: int, pfns: I64Array, ranks: I64Array, rows: I64Array) -> None:
+        """See whether what several descriptors lead to is something else than zeros."""
+        for row in np.sort(rows).tolist():
+            if self._aliased:
+                return
+            descriptor = self._parts[number].pick(ranks[row : row + 1])[0]
+            try:
+                self._aliased = self._pages.page(int(pfns[row]), number, descriptor) != self._zero
+            except MemoryFault:
+                continue
 
     def _join(
         self, part: int, pfns: list[int], ranks: I64Array

@@ -79,26 +79,18 @@ def _find_in_heads(
     progress: Progress | None,
 ) -> Iterator[int]:
     """As find_words, by gathering the words alone."""
-    held = memory.regions.present
-    # Many regions of a filtered dump have a page each: places are numbered over all of them.
-    lead = (np.uint64(offset) - held.first) & np.uint64(stride - 1)
-    room = held.last - held.first
-    fits = (room >= lead) & (room - lead >= np.uint64(dtype.itemsize - 1))
-    first, room = held.first[fits] + lead[fits], room[fits] - lead[fits]
-    shift = np.uint64(stride.bit_length() - 1)
-    count = (((room - np.uint64(dtype.itemsize - 1)) >> shift) + np.uint64(1)).astype(np.int64)
-    before, left = np.cumsum(count) - count, held.bytes
-    for at in range(0, int(count.sum()), _HEADS):
-        number = np.arange(at, min(at + _HEADS, int(before[-1] + count[-1])))
-        region = np.searchsorted(before, number, "right") - 1
-        steps = (number - before[region]).astype(np.uint64)
-        addresses = first[region] + (steps << shift)
-        words = memory.gather(addresses, dtype.itemsize).view(dtype)[:, 0]
-        yield from addresses[words == wanted].tolist()
-        if progress is not None:
-            done = min(len(number) * stride, left)
-            progress(done)
-            left -= done
+    size = memory.page_size or 4096
+    # With larger pages there are several places in each, or none in some.
+    inside = np.arange(0, size, min(stride, size), dtype=np.uint64)
+    for pages in memory.heads():
+        for at in range(0, len(pages), _HEADS):
+            some = pages[at : at + _HEADS]
+            places = (some[:, None] + inside).ravel()
+            places = places[places & np.uint64(stride - 1) == 0] + np.uint64(offset)
+            words = memory.gather(places, dtype.itemsize).view(dtype)[:, 0]
+            yield from places[words == wanted].tolist()
+            if progress is not None:
+                progress(len(some) * size)
 
 
 def find_bytes(

@@ -459,3 +459,45 @@ def test_popcount_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert popcount(words).tolist() == [0, 1, 64, 32]
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     assert popcount(words).tolist() == [0, 1, 64, 32]
+
+
+def test_what_descriptors_share_is_searched_once(tmp_path: Path) -> None:
+    magic = b"\xd0\x0d\xfe\xed".ljust(PAGE, b"\7")
+    pages = {pfn: bytes(PAGE) if pfn % 2 else PAGES[5] for pfn in range(2, 40)} | {50: magic}
+    data = bytearray(Kdump(pages, RAM, compression="none").build())
+    with opened(tmp_path, bytes(data)) as image:
+        assert isinstance(image, KdumpMemory)
+        part = image._parts[0]
+        at = part.descriptors_at
+        found = part.descriptors(0, part.count).copy()
+        # Zeros are stored once, as all writers do.
+        assert sum(len(pfns) for _, pfns, _ in image._once()) == len(pages) - 18
+        assert not image.aliased, "zeros are not worth a search"
+        hold(image, pages)
+        assert list(memory.find_words(image, 0xEDFE0DD0)) == [50 * PAGE]
+        assert [pa for pa, _ in image.distinct()] == [pa for pa, _ in image.extents()]
+    found["offset"][:38] = found["offset"][38]  # as nobody does
+    data[at : at + found.nbytes] = found.tobytes()
+    with opened(tmp_path, bytes(data)) as image:
+        assert list(memory.find_words(image, 0xEDFE0DD0)) == [2 * PAGE]
+        assert image.aliased
+        assert sum(len(piece) for _, piece in image.distinct()) == PAGE
+        assert image.read(20 * PAGE, 4) == image.read(50 * PAGE, 4) == magic[:4]
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
+@pytest.mark.parametrize("stride", [4096, 1 << 17])
+def test_strides_and_sizes_of_pages(tmp_path: Path, page_size: int, stride: int) -> None:
+    """A search of heads finds what a search of everything does."""
+    rng = random.Random(page_size + stride)
+    pages = {}
+    for pfn in rng.sample(range(3, 90), 40):
+        page = bytearray(rng.randbytes(page_size))
+        for at in range(0, page_size, 4096):
+            page[at + 8 : at + 12] = b"\xd0\x0d\xfe\xed"
+        pages[pfn] = bytes(page)
+    with opened(tmp_path, Kdump(pages, range(90), page_size=page_size).build()) as image:
+        found = list(memory.find_words(image, 0xEDFE0DD0, stride, offset=8))
+        image.scan_heads = 0
+        assert found == list(memory.find_words(image, 0xEDFE0DD0, stride, offset=8))
+        assert found

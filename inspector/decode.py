@@ -66,7 +66,7 @@ def decode(
         _lost_map(image, lost_map)
     image.ram = ram_of(opened, location)
     if image.ram is None and opened.kind == "live":
-        image.ram = opened.regions
+        image.ram = tuple(opened.regions)
     opened.release()
     return image
 

@@ -60,6 +60,12 @@ class ImageFile:
         """Close the descriptor; data that was handed out stays readable."""
         self._finalizer()
 
+    def release(self) -> None:
+        """Unmap the file's pages; those that are read again come from the page cache."""
+        mapping = self.data.obj
+        if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
     def duplicate(self) -> int:
         """A new descriptor of the file, the caller's to close."""
         return os.dup(self._fd)

@@ -37,6 +37,8 @@ _RUN_BYTES = 1 << 20
 # Runs of pages that are looked after: RAM has a few, what a filtered dump of 1 TiB holds of
 # it some millions.
 _MAX_RAM_RUNS, _MAX_RUNS = 1 << 20, 1 << 23
+#: After so many portions of descriptors, up to 6 MiB each, the files' pages are given back.
+_RELEASE = 64
 #: Places of several pages that are remembered.
 _MAX_SHARED = 1 << 12
 
@@ -328,7 +330,9 @@ class KdumpMemory(PhysicalMemory):
         occur twice among some pages are remembered, not all places that there are.
         """
         shared: dict[int, I64Array] = {}
-        for number, pfns, ranks in self._dumped():
+        for turn, (number, pfns, ranks) in enumerate(self._dumped(), 1):
+            if turn % _RELEASE == 0:
+                self.release()
             part = self._parts[number]
             places = part.descriptors(int(ranks[0]), int(ranks[-1]) + 1)["offset"].astype(np.int64)
             known = shared.get(number, np.zeros(0, np.int64))
@@ -376,6 +380,11 @@ class KdumpMemory(PhysicalMemory):
                 run.append(page)
         if run:
             yield start << self._shift, memoryview(b"".join(run))
+
+    def release(self) -> None:
+        """Unmap what was read of the files."""
+        for file in self._files:
+            file.release()
 
     def close(self) -> None:
         """Release the files."""

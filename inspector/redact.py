@@ -132,6 +132,8 @@ class Pseudonyms:
         self.overlay = overlay
         self.names: dict[bytes, bytes] = {}
         self.tokens: dict[int, int] = {}
+        #: What stands for the first token with these low 32 bits.
+        self._low: dict[int, int] = {}
 
     def apply(self) -> None:
         """Replace them all in the overlay."""
@@ -169,10 +171,12 @@ class Pseudonyms:
     def _token(self, token: int, size: int = 8) -> int:
         if size == 4 and token not in self.tokens:
             # A 32-bit copy of a longer token keeps pointing to the same file.
-            for known, new in list(self.tokens.items()):
-                if known & 0xFFFF_FFFF == token:
-                    return new
-        return self.tokens.setdefault(token, len(self.tokens) + 1)
+            known = self._low.get(token)
+            if known is not None:
+                return known
+        new = self.tokens.setdefault(token, len(self.tokens) + 1)
+        self._low.setdefault(token & 0xFFFF_FFFF, new)
+        return new
 
     def _regions(self) -> None:
         """reserve_mem: node names of the same length, so that the blob keeps its size."""

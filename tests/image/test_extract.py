@@ -14,6 +14,7 @@ from inspector.document import document
 from inspector.extract import extract
 from inspector.memory.sparse import SparseMemory
 from inspector.output import OutputError
+from inspector.redact import Pseudonyms
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 IMAGES = sorted(
@@ -131,6 +132,26 @@ def test_tokens_that_refer_to_files_still_do(tmp_path: Path) -> None:
         extract(image, out, redact=True)
     with kho.open(out) as image:
         assert not any(b"vm-a" in s.name for s in image.luo.sessions)
+
+
+def test_a_short_token_stands_for_the_first_long_one_and_searches_no_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unlisted(dict[int, int]):
+        def items(self) -> None:  # type: ignore[override]
+            raise AssertionError("every new token goes through all tokens")
+
+        __iter__ = keys = values = items  # type: ignore[assignment]
+
+    with kho.open(CORPUS / "linux-7.3.4-handoff.elf.zst") as image:
+        names = Pseudonyms(image, SparseMemory.over(image.memory))
+        monkeypatch.setattr(names, "tokens", Unlisted())
+        long, other = names._token(0x5_0000_0007), names._token(0x6_0000_0007)
+        assert names._token(7, 4) == long != other
+        assert names._token(0x6_0000_0007) == other
+        fresh = [names._token(n, 4) for n in range(100, 200)]
+        assert len(set(fresh)) == 100
+        assert not {long, other} & set(fresh)
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:

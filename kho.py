@@ -114,14 +114,18 @@ def document(image: Image) -> dict[str, Any]:
     return documents.document(image)
 
 
-def content(image: Image, path: str, *, fill_missing: bool = False) -> bytes:
+def content(
+    image: Image, path: str, *, fill_missing: bool = False, max_size: int = 4 << 30
+) -> bytes:
     """The bytes of the object at ``path``: of a memory file its content, holes as zeros.
 
-    Raises :class:`IncompleteError` if pages are not in the image, unless ``fill_missing``.
+    Raises :class:`IncompleteError` if pages are not in the image, unless ``fill_missing``,
+    :class:`UsageError` if there are more than ``max_size`` bytes: images may say anything.
     """
     from inspector import content as contents
 
-    return b"".join(contents.read(image, find(image, path), fill_missing=fill_missing))
+    node = find(image, path)
+    return b"".join(contents.read(image, node, fill_missing=fill_missing, max_size=max_size))
 
 
 def preserved_blocks(image: Image) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ and the preserved map that knows how large each folio is.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.registry import Generation
-from inspector.memory.base import PageState, U8Array, U64Array
+from inspector.memory.base import PageState, PhysicalMemory, Region, U8Array, U64Array
 from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap
 from inspector.walk.vmalloc import FolioColumns, Vmalloc
@@ -196,20 +197,22 @@ class Piece:
     missing: int | None = None
 
 
-#: Content is handed out in pieces of at most this many bytes.
+#: Content that is there is handed out in pieces of at most this many bytes.
 PIECE = 1 << 20
 
 
 def content(survey: Survey, file: FolioFile) -> Iterator[Piece]:
     """A file's content from 0 to its size, in order, in bounded pieces.
 
-    What no folio covers is a hole. Overlapping folios are cut at the next one's start.
+    What no folio covers is a hole. Overlapping folios are cut at the next one's start. What is
+    missing comes in runs of any length, as a folio may claim to be of any size.
     """
     page = file.page_size
     offsets = file.offsets
     used = file.used.nonzero()[0]
     order = used[np.argsort(offsets[used], kind="stable")]
     at = 0
+    reader = _Reader(survey.memory)
     for i in order:
         start = int(offsets[i])
         if start >= file.size:
@@ -219,27 +222,46 @@ def content(survey: Survey, file: FolioFile) -> Iterator[Piece]:
             at = start
         base = int(file.folios.pfn[i]) * page
         end = min(start + (page << int(file.orders[i])), file.size)
-        while at < end:
-            size = min(end - at, PIECE)
-            pa = base + at - start
-            yield from _read(survey, pa, at, size)
-            at += size
+        if at < end:
+            yield from reader.pieces(base + at - start, at, end - at)
+            at = end
     if at < file.size:
         yield Piece(at, file.size - at, None)
 
 
-def _read(survey: Survey, pa: int, offset: int, size: int) -> Iterator[Piece]:
-    """One piece, split at pages that are missing."""
-    memory, page = survey.memory, survey.page_size
-    if memory.state(pa, size) is PageState.PRESENT:
-        yield Piece(offset, size, memoryview(memory.read(pa, size)))
-        return
-    for at in range(0, size, page):
-        n = min(page, size - at)
-        if memory.state(pa + at, n) is PageState.PRESENT:
-            yield Piece(offset + at, n, memoryview(memory.read(pa + at, n)))
-        else:
-            yield Piece(offset + at, n, None, pa + at)
+class _Reader:
+    """Reads memory that may be missing in parts."""
+
+    def __init__(self, memory: PhysicalMemory) -> None:
+        self._memory = memory
+        self._regions: tuple[Region, ...] | None = None
+
+    def pieces(self, pa: int, offset: int, size: int) -> Iterator[Piece]:
+        """``size`` bytes at ``pa``, which are at ``offset`` of a file."""
+        at = 0
+        while at < size:
+            length = min(size - at, PIECE)
+            present = self._memory.state(pa + at, length) is PageState.PRESENT
+            if not present:
+                present, length = self._run(pa + at, size - at)
+            if present:
+                length = min(length, PIECE)
+                data = memoryview(self._memory.read(pa + at, length))
+                yield Piece(offset + at, length, data)
+            else:
+                yield Piece(offset + at, length, None, pa + at)
+            at += length
+
+    def _run(self, pa: int, size: int) -> tuple[bool, int]:
+        """Whether the byte at ``pa`` is there, and for how many, of ``size``, this holds."""
+        if self._regions is None:
+            self._regions = self._memory.regions
+        regions = self._regions
+        index = bisect_right(regions, pa, key=lambda region: region.start)
+        if index and pa < regions[index - 1].end:
+            region = regions[index - 1]
+            return region.state is PageState.PRESENT, min(size, region.end - pa)
+        return False, min(size, regions[index].start - pa) if index < len(regions) else size
 
 
 def read_content(survey: Survey, file: FolioFile) -> tuple[U8Array, list[int]]:
@@ -250,5 +272,5 @@ def read_content(survey: Survey, file: FolioFile) -> tuple[U8Array, list[int]]:
         if piece.data is not None:
             data[piece.offset : piece.offset + piece.size] = np.frombuffer(piece.data, np.uint8)
         elif piece.missing is not None:
-            missing.append(piece.missing)
+            missing += range(piece.missing, piece.missing + piece.size, file.page_size)
     return data, missing

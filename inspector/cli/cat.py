@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -72,7 +72,7 @@ def _write(pieces: Iterable[bytes]) -> None:
     writer = sys.stdout.buffer
     writer.flush()
     holes = 0  # bytes left out at the end of a file that may stay sparse
-    sparse = _at_end_of_file(writer.fileno())
+    sparse = _at_end_of_file(writer)
     for piece in pieces:
         if sparse and (piece is ZEROS or piece == ZEROS):
             holes += len(piece)
@@ -97,14 +97,19 @@ def _skip(fd: int, size: int) -> None:
         ) from None
 
 
-def _at_end_of_file(fd: int) -> bool:
-    """Whether a descriptor writes at the end of a regular file, where what is skipped is zero."""
+def _at_end_of_file(stream: BinaryIO) -> bool:
+    """Whether a stream writes at the end of a regular file, where what is skipped is zero."""
     import fcntl
 
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+    try:
+        fd = stream.fileno()
+        info = os.fstat(fd)
+        appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+        if not stat.S_ISREG(info.st_mode) or appends:
+            return False
+        return os.lseek(fd, 0, os.SEEK_CUR) == info.st_size
+    except OSError:  # not a file of the system
         return False
-    return os.lseek(fd, 0, os.SEEK_CUR) == info.st_size
 
 
 def register(app: typer.Typer) -> None:

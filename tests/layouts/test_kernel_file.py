@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import mmap
 import struct
 import sys
 import zlib
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi.errors import KhoError, UnreadableError
+from inspector.layouts import kernel_file
 from inspector.layouts.kernel_file import KernelFile, open_kernel
 from inspector.layouts.measure import measure
 
@@ -76,6 +78,89 @@ def test_compressed_sections() -> None:
     for name in "cde":
         with pytest.raises(UnreadableError):
             file.section(name)
+
+
+def test_a_section_is_as_large_as_it_claims_and_not_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_file, "MAX_SECTION", 4096)
+    zeros = zlib.compress(bytes(1 << 20))
+    zstd = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+    parts = {
+        "honest": (COMPRESSED, struct.pack("<IIQQ", 1, 0, 1 << 20, 1) + zeros),
+        "modest": (COMPRESSED, struct.pack("<IIQQ", 1, 0, 4096, 1) + zeros),
+        "small": (COMPRESSED, struct.pack("<IIQQ", 2, 0, 4096, 1) + zstd),
+        "short": (COMPRESSED, struct.pack("<IIQQ", 1, 0, 100, 1) + zlib.compress(b"x")),
+        "plain": (0, bytes(5000)),
+    }
+    file = KernelFile(elf(parts), "x")
+    says = {
+        "honest": "1 MiB; at most 4 KiB",
+        "modest": "does not decompress to the 4096",
+        "small": "does not decompress to the 4096",
+        "short": "does not decompress to the 100",
+        "plain": "at most 4 KiB",
+    }
+    for name, words in says.items():
+        with pytest.raises(UnreadableError, match=words):
+            file.section(name)
+
+
+@pytest.mark.parametrize("pack", [zstandard.ZstdCompressor().compress, gzip.compress, bz2.compress])
+def test_what_becomes_far_too_large_is_no_kernel(
+    pack: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_file, "_SPARE", 1 << 20)
+    path = tmp_path / "kernel"
+    path.write_bytes(pack(bytes(16 << 20)))  # type: ignore[operator]
+    with pytest.raises(UnreadableError, match=r"more than .* MiB: too much for a kernel"):
+        open_kernel(str(path))
+
+
+def test_a_large_kernel_is_unpacked_into_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(
+        zstandard.ZstdCompressor().compress(elf({**PARTS, ".big": (0, bytes(9 << 20))}))
+    )
+    file = open_kernel(str(path))
+    assert isinstance(file, KernelFile)
+    assert isinstance(file.data, mmap.mmap)
+    assert file.path is not None
+    assert file.path.read_bytes() == file.data[:]
+
+
+def test_blobs_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_file, "MAX_SECTION", len(SAMPLE) - 1)
+    monkeypatch.setattr(kernel_file, "_MAX_RECORD", 4)
+    for data in (SAMPLE, b'{"a": 1}'):
+        path = tmp_path / "blob"
+        path.write_bytes(data)
+        with pytest.raises(UnreadableError, match="too much"):
+            measure(str(path))
+    path.write_bytes(b"x" * 4096)
+    assert open_kernel(str(path)) == b"x" * 64
+
+
+def test_sections_that_overlap_are_searched_once() -> None:
+    whole = bytearray(elf({".data": (ALLOC, RODATA), **{f"d{i}": (ALLOC, b"") for i in range(50)}}))
+    start, count = struct.unpack_from("<Q", whole, 40)[0], 52
+    _, size = place = struct.unpack_from("<QQ", whole, start + 64 + 24)
+    for i in range(2, count):
+        # The same range as often, then ranges that begin a byte later each.
+        later = max(i - count // 2, 0)
+        struct.pack_into("<QQ", whole, start + 64 * i + 24, place[0] + later, size - later)
+    file = KernelFile(bytes(whole), "x")
+    read = [len(data) for data in file._loaded()]
+    assert read[0] == size
+    assert len(read) > 2
+    assert sum(read) <= len(whole)
+    assert file.release() == "7.9.1"
+
+
+def test_too_many_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_file, "_MAX_SECTIONS", 4)
+    with pytest.raises(UnreadableError, match="7 sections; at most 4"):
+        KernelFile(elf(PARTS), "x")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 Reads a raw blob (``/sys/kernel/btf/vmlinux``) of either byte order, alone or split from a base
 (modules). Every kind of Linux 7.3 is known; a later kind is skipped if the blob describes its
 shape (``struct btf_layout``, Linux 7.1). Bounds of every id, offset and length are checked, and
-chains and nesting are limited, so that a hostile blob ends in a :class:`BtfError`.
+chains, nesting and the records that are looked at in all are limited, so that a hostile blob
+ends in a :class:`BtfError`.
 
 Source: ``Documentation/bpf/btf.rst`` and ``include/uapi/linux/btf.h`` of Linux 7.1.
 """
@@ -34,6 +35,12 @@ MAX_CHAIN = 64
 MAX_NESTING = 32
 MAX_FIELDS = 1 << 14
 MAX_NAME = 512
+#: Types of one blob: no more fit the kernel's own limit (BTF_MAX_TYPE).
+MAX_TYPES = 1 << 20
+#: Records that one blob may have looked at: the structs of a kernel take some ten thousand.
+MAX_STEPS = 1 << 22
+#: Different layouts of one name; kernels have two or three of the names that are used twice.
+MAX_LAYOUTS = 16
 
 _HEADER_SIZE = 24
 
@@ -136,15 +143,16 @@ class Btf:
             self._words.byteswap()
         self._starts = array("I")
         #: Indices of the structs and unions, and of the enumerations.
-        self._structs: list[int] = []
-        self._enums: list[int] = []
+        self._structs = array("I")
+        self._enums = array("I")
         self._alignments: dict[int, int] = {}
+        self._steps = MAX_STEPS
         self._pointer_size = 0
         self._index(shapes)
 
     def _index(self, shapes: dict[int, tuple[int, int]]) -> None:
         words, append = self._words, self._starts.append
-        listed: dict[int, list[int]] = {Kind.STRUCT: self._structs, Kind.UNION: self._structs}
+        listed: dict[int, array[int]] = {Kind.STRUCT: self._structs, Kind.UNION: self._structs}
         listed |= {Kind.ENUM: self._enums, Kind.ENUM64: self._enums}
         count = len(words)
         at = 0
@@ -159,6 +167,8 @@ class Btf:
             if kind in listed:
                 listed[kind].append(len(self._starts))
             append(at)
+            if len(self._starts) > MAX_TYPES:
+                raise BtfError(f"more than {MAX_TYPES} types", self._origin + 4 * at)
             at += 3 + shape[0] + shape[1] * (info & 0xFFFFFF)
         if at > count:
             raise BtfError("type section ends inside a record", self._origin + 4 * count)
@@ -180,6 +190,9 @@ class Btf:
 
     def _record(self, id_: int) -> tuple[Btf, int]:
         """The blob that holds a type, and the index of its first word there."""
+        self._steps -= 1
+        if self._steps < 0:
+            raise BtfError(f"more than {MAX_STEPS} records to look at", self._origin)
         btf: Btf | None = self
         while btf is not None:
             if id_ >= btf.first_id:
@@ -323,13 +336,14 @@ class Btf:
         return MeasuredStruct.of(self.name(id_), self._target(id_), fields, word)
 
     def layouts(self, names: Iterable[str]) -> dict[str, tuple[MeasuredStruct, ...]]:
-        """The different layouts of each of these names that is there."""
-        out: dict[str, tuple[MeasuredStruct, ...]] = {}
+        """The different layouts, :data:`MAX_LAYOUTS` at most, of each name that is there."""
+        # A dictionary for each name: its keys are a set that keeps the order.
+        out: dict[str, dict[MeasuredStruct, None]] = {}
         for name, id_ in self.structs(list(names)):
-            layout = self.measure(id_)
-            if layout not in out.get(name, ()):
-                out[name] = (*out.get(name, ()), layout)
-        return out
+            known = out.setdefault(name, {})
+            if len(known) < MAX_LAYOUTS:
+                known[self.measure(id_)] = None
+        return {name: tuple(known) for name, known in out.items()}
 
     def _members(self, id_: int) -> Iterator[tuple[str, int, int, int]]:
         """(name, type, bit offset, bit-field size) of each direct member."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from abi import registry
 from abi.errors import UnreadableError
-from inspector.layouts.btf import Btf
+from inspector.layouts.btf import Btf, BtfError
 from inspector.layouts.kernel_file import KernelFile, open_kernel
 from inspector.layouts.measured import KERNEL_NAMES, MeasuredKernel, MeasuredStruct
 
@@ -53,7 +53,13 @@ def measure(
     :param prefer: ``btf`` or ``dwarf``, where a file has both.
     :raises UnreadableError: not a kernel, or without a description of its types.
     """
-    names = known_structs() | set(structs)
+    try:
+        return _measure(path, base, known_structs() | set(structs), prefer)
+    except BtfError as error:
+        raise BtfError(f"{path}: {error}", error.offset) from None
+
+
+def _measure(path: str, base: str | None, names: set[str], prefer: str) -> MeasuredKernel:
     opened = open_kernel(path)
     if isinstance(opened, bytes):
         return _from_bytes(opened, path, names, base)
@@ -116,12 +122,17 @@ def _base_btf(path: str | None) -> Btf | None:
 def _finish(
     btf: Btf, origin: str, file: KernelFile | None, path: str, names: set[str]
 ) -> MeasuredKernel:
-    present = {name for name, _ in btf.structs()}
-    discovered = sorted(n for n in present - names if SERIALIZED.match(n))[:_MAX_DISCOVERED]
+    present: set[str] = set()
+    discovered: set[str] = set()
+    for name, _ in btf.structs():
+        if name in names:
+            present.add(name)
+        elif len(discovered) < _MAX_DISCOVERED and SERIALIZED.match(name):
+            discovered.add(name)
     return MeasuredKernel(
         source=path,
         origin=origin,
-        structs=btf.layouts(present & names | set(discovered)),
+        structs=btf.layouts(present | discovered),
         constants=btf.enumerators(known_constants()),
         strings=None if file is None else file.version_strings(known_strings()),
         release="" if file is None else file.release(),

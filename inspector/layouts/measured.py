@@ -17,6 +17,9 @@ from abi.errors import UnreadableError
 #: How the kernel spells the declarations that have a name of their own in :mod:`abi`.
 KERNEL_NAMES = {"setup_data_hdr": "setup_data"}
 
+#: Members that a record may have; the structs of a kernel have some thousand.
+_MAX_MEMBERS = 1 << 16
+
 #: How an unnamed type and a function are spelled.
 ANONYMOUS = "(anonymous)"
 FUNCTION = "()"
@@ -264,19 +267,21 @@ class MeasuredKernel:
         try:
             if data["format"] != "kho-measured-kernel" or data["format_version"] != 1:
                 raise UnreadableError("not a record of measured layouts")
-            structs: dict[str, tuple[MeasuredStruct, ...]] = {}
+            if sum(len(item["fields"]) for item in data["structs"]) > _MAX_MEMBERS:
+                raise UnreadableError(f"a record of more than {_MAX_MEMBERS:,} members")
+            structs: dict[str, list[MeasuredStruct]] = {}
             for item in data["structs"]:
                 struct = MeasuredStruct.from_json(item)
-                structs[struct.name] = (*structs.get(struct.name, ()), struct)
+                structs.setdefault(struct.name, []).append(struct)
             strings = data["strings"]
             return cls(
                 source=str(data["source"]),
                 origin="record",
-                structs=structs,
+                structs={name: tuple(layouts) for name, layouts in structs.items()},
                 constants={str(k): int(v) for k, v in data["constants"].items()},
                 strings=None if strings is None else frozenset(map(str, strings)),
                 release=str(data["release"]),
                 byteorder=str(data["byteorder"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UnreadableError(f"not a record of measured layouts: {error!r}") from None

@@ -77,13 +77,13 @@ def _change_lines(verdict: Verdict, changes: Iterable[Change]) -> Iterator[str]:
 def _strings(report: LayerReport) -> str:
     if report.strings is None:
         return "strings unknown"
-    return ", ".join(sorted(report.strings)) or "no string of its own"
+    return ", ".join(map(display, sorted(report.strings))) or "no string of its own"
 
 
 def verify_text(report: Report, source: str) -> Iterator[str]:
     """Lines for a terminal."""
     kernel = report.kernel
-    release = f"Linux {kernel.release}, " if kernel.release else ""
+    release = f"Linux {display(kernel.release)}, " if kernel.release else ""
     size = report.page_size // 1024
     yield f"{display(source)}: {release}{kernel.origin}, {size}K pages"
     if not report.layers:

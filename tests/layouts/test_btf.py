@@ -406,3 +406,49 @@ def test_this_machines_kernel() -> None:
 def test_limits_are_what_the_tests_assume() -> None:
     assert btf_module.MAX_FIELDS == 16384
     assert MeasuredField("x", 0, 0, "u8", "int", count=0).flexible
+
+
+# -- much work for few bytes ----------------------------------------------------------------------
+
+
+def test_one_layout_of_many_structs_is_measured_and_sixteen_are_kept() -> None:
+    maker = Maker()
+    number = maker.add(Kind.INT, "int", 4, 32)
+    for i in range(500):
+        maker.struct("memfd_luo_ser", 4 + i % 3, [("a", number, 0)])
+    btf = Btf(maker.blob())
+    assert [s.size for s in btf.layouts(["memfd_luo_ser"])["memfd_luo_ser"]] == [4, 5, 6]
+    for i in range(500):
+        maker.struct("memfd_luo_ser", 8 + i, [("a", number, 0)])
+    btf = Btf(maker.blob())
+    before = btf._steps
+    assert len(btf.layouts(["memfd_luo_ser"])["memfd_luo_ser"]) == btf_module.MAX_LAYOUTS == 16
+    # The 484 structs behind the sixteenth layout are not looked into.
+    assert before - btf._steps < 513 * 30
+
+
+def test_members_in_an_anonymous_struct_count_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btf_module, "MAX_STEPS", 10_000)
+    maker = Maker()
+    number = maker.add(Kind.INT, "int", 4, 32)
+    inner = maker.struct("", 400, [("a", number, 32 * i) for i in range(100)])
+    for i in range(40):
+        maker.struct("memfd_luo_ser", 400 + i, [("", inner, 0)])
+    btf = Btf(maker.blob())
+    with pytest.raises(BtfError, match="more than 10000 records"):
+        btf.layouts(["memfd_luo_ser"])
+
+
+def test_more_types_than_a_kernel_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btf_module, "MAX_TYPES", 10)
+    maker = Maker()
+    for _ in range(11):
+        maker.add(Kind.INT, "int", 4, 32)
+    with pytest.raises(BtfError, match="more than 10 types"):
+        Btf(maker.blob())
+
+
+def test_the_sample_is_far_from_the_limit() -> None:
+    btf = Btf((DATA / "sample.btf").read_bytes())
+    btf.layouts({name for name, _ in btf.structs()})
+    assert btf_module.MAX_STEPS - btf._steps < 20_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import mmap
 import struct
@@ -22,6 +23,8 @@ from abi.errors import KhoError, UnreadableError
 from inspector.layouts import kernel_file
 from inspector.layouts.kernel_file import KernelFile, open_kernel
 from inspector.layouts.measure import measure
+from inspector.layouts.present import verify_text
+from inspector.layouts.verify import verify
 
 SAMPLE = (Path(__file__).parent.parent / "data" / "btf" / "sample.btf").read_bytes()
 RODATA = (
@@ -269,3 +272,27 @@ def test_damaged_elf(changes: list[tuple[int, int]], length: int) -> None:
             file.release()
         except KhoError:
             pass
+
+
+def test_records_that_are_no_records_of_a_kernel(tmp_path: Path) -> None:
+    member = {"name": "a", "offset": 0, "size": 8, "type": "u64", "kind": "int"}
+    many = {"name": "memfd_luo_ser", "size": 8, "fields": [member] * 70_000}
+    record = {
+        "format": "kho-measured-kernel", "format_version": 1, "source": "x", "origin": "btf",
+        "release": "\x1b]0;x\x07", "byteorder": "little", "strings": ["memfd-v2"],
+        "constants": {}, "structs": [many],
+    }  # fmt: skip
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UnreadableError, match="65,536 members"):
+        measure(str(path))
+    record["structs"] = [{**many, "fields": [{**member, "size": 1e999}]}]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UnreadableError, match="infinity"):
+        measure(str(path))
+    record["structs"] = [{**many, "size": size, "fields": []} for size in range(2000)]
+    path.write_text(json.dumps(record))
+    measured = measure(str(path))
+    assert len(measured.structs["memfd_luo_ser"]) == 2000
+    lines = "".join(verify_text(verify(measured), "x"))
+    assert "\x1b" not in lines

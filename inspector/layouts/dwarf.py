@@ -2,7 +2,8 @@
 
 drgn does what takes years to get right: it indexes the compilation units in parallel, follows
 split and compressed sections, and completes forward declarations. This module only turns its
-types into the form of :mod:`inspector.layouts.measured`.
+types into the form of :mod:`inspector.layouts.measured`, with limits as
+:mod:`inspector.layouts.btf` has them: debug information may nest, repeat and go in circles.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from inspector.layouts.measured import (
 )
 
 MAX_NESTING = 32
+MAX_CHAIN = 64
 MAX_FIELDS = 1 << 14
+MAX_NAME = 512
+#: Types and members of one file that are looked at; the structs of a kernel take some thousand.
+MAX_STEPS = 1 << 18
 
 
 class MissingDrgnError(KhoError):
@@ -51,6 +56,8 @@ class Dwarf:
         except ImportError:
             raise MissingDrgnError from None
         self._drgn: Any = drgn
+        self._path = path
+        self._steps = MAX_STEPS
         self._program: Any = drgn.Program()
         try:
             module = self._program.extra_module(str(path), 0, create=True)
@@ -80,9 +87,23 @@ class Dwarf:
                 except (LookupError, SyntaxError, ValueError):
                     continue
                 if type_.is_complete():
-                    out[name] = (self.measure(name, type_, word),)
+                    out[name] = (self._measure(name, type_, word),)
                     break
         return out
+
+    def _measure(self, name: str, type_: Any, word: str) -> MeasuredStruct:
+        try:
+            return self.measure(name, type_, word)
+        except KhoError as error:
+            raise UnreadableError(f"{self._path}: {error}") from None
+        except Exception as error:  # drgn parses late, and raises what it finds then
+            text = " ".join(str(error).split())
+            raise UnreadableError(f"{self._path}: {word} {name}: {text}") from None
+
+    def _step(self) -> None:
+        self._steps -= 1
+        if self._steps < 0:
+            raise UnreadableError(f"more than {MAX_STEPS} types and members to look at")
 
     def enumerators(self, names: Iterable[str]) -> dict[str, int]:
         """Values of those of these names that are enumerators (macros leave no trace)."""
@@ -99,10 +120,32 @@ class Dwarf:
         fields = tuple(self._fields(type_, 0, "", 0, [MAX_FIELDS]))
         return MeasuredStruct.of(name, int(type_.size), fields, word)
 
+    def _name(self, text: str | None) -> str:
+        """A name, cut if it is long; what is long costs more."""
+        if text is None or len(text) <= MAX_NAME:
+            return text or ""
+        self._steps -= len(text) // MAX_NAME
+        return text[:MAX_NAME]
+
     def _resolve(self, type_: Any) -> Any:
-        while type_.kind == self._drgn.TypeKind.TYPEDEF:
+        for _ in range(MAX_CHAIN):
+            self._step()
+            if type_.kind != self._drgn.TypeKind.TYPEDEF:
+                return type_
             type_ = type_.type
-        return type_
+        raise UnreadableError(f"type chain longer than {MAX_CHAIN}")
+
+    def _element(self, type_: Any) -> tuple[Any, Any, int | None]:
+        """What arrays are of, as it is spelled and resolved, and how many there are."""
+        element, resolved, count = type_, self._resolve(type_), None
+        for _ in range(MAX_CHAIN):
+            if resolved.kind != self._drgn.TypeKind.ARRAY:
+                return element, resolved, count
+            length = resolved.length or 0
+            count = length if count is None else count * length
+            element = resolved.type
+            resolved = self._resolve(element)
+        raise UnreadableError(f"arrays nested deeper than {MAX_CHAIN}")
 
     def _is_compound(self, type_: Any) -> bool:
         kinds = self._drgn.TypeKind
@@ -129,20 +172,13 @@ class Dwarf:
     def _field(
         self, member: Any, start: int, anonymous: str, nesting: int, budget: list[int]
     ) -> MeasuredField:
-        element = member.type
-        count: int | None = None
-        resolved = self._resolve(element)
-        while resolved.kind == self._drgn.TypeKind.ARRAY:
-            length = resolved.length or 0
-            count = length if count is None else count * length
-            element = resolved.type
-            resolved = self._resolve(element)
+        element, resolved, count = self._element(member.type)
         bits = member.bit_field_size or 0
         members: tuple[MeasuredField, ...] = ()
         if self._is_compound(resolved) and resolved.tag is None:
             members = tuple(self._fields(resolved, start, "", nesting + 1, budget))
         return MeasuredField(
-            name=member.name or "",
+            name=self._name(member.name),
             offset=start // 8,
             size=self._size(resolved) * (1 if count is None else count),
             type=self.spelling(element),
@@ -176,33 +212,38 @@ class Dwarf:
         }
         return names.get(type_.kind, "void")
 
-    def _alignment(self, type_: Any) -> int:
-        type_ = self._resolve(type_)
-        while type_.kind == self._drgn.TypeKind.ARRAY:
-            type_ = self._resolve(type_.type)
+    def _alignment(self, type_: Any, nesting: int = 0) -> int:
+        if nesting > MAX_NESTING:
+            raise UnreadableError(f"structs nested deeper than {MAX_NESTING}")
+        _, type_, _ = self._element(type_)
         if not self._is_compound(type_):
             return max(1, min(self._size(type_), 16))
         size, alignment, packed = self._size(type_), 1, False
         for member in type_.members or ():
-            natural = self._alignment(member.type)
+            natural = self._alignment(member.type, nesting + 1)
             packed |= bool(size % natural)
             packed |= member.bit_field_size is None and bool(member.bit_offset % (8 * natural))
             alignment = max(alignment, natural)
         return 1 if packed else alignment
 
-    def spelling(self, type_: Any) -> str:
+    def spelling(self, type_: Any, nesting: int = 0) -> str:
         """A type as :meth:`inspector.layouts.btf.Btf.spelling` spells it."""
+        if nesting > MAX_CHAIN:
+            raise UnreadableError(f"type chain longer than {MAX_CHAIN}")
+        self._step()
         kinds, flags = self._drgn.TypeKind, self._drgn.Qualifiers
         words = [q.name.lower() for q in flags if q is not flags.NONE and type_.qualifiers & q]
         if type_.kind == kinds.POINTER:
-            return qualified(pointer_to(self.spelling(type_.type)), words)
+            return qualified(pointer_to(self.spelling(type_.type, nesting + 1)), words)
         if type_.kind == kinds.ARRAY:
-            return qualified(f"{self.spelling(type_.type)} [{type_.length or 0}]", words)
+            return qualified(
+                f"{self.spelling(type_.type, nesting + 1)} [{type_.length or 0}]", words
+            )
         if type_.kind == kinds.FUNCTION:
             return qualified(FUNCTION, words)
         if type_.kind in (kinds.STRUCT, kinds.UNION, kinds.CLASS, kinds.ENUM):
             head = {kinds.UNION: "union", kinds.ENUM: "enum"}.get(type_.kind, "struct")
-            return qualified(f"{head} {type_.tag or ANONYMOUS}", words)
+            return qualified(f"{head} {self._name(type_.tag) or ANONYMOUS}", words)
         if type_.kind == kinds.VOID:
             return qualified("void", words)
-        return qualified(plain(type_.name), words)
+        return qualified(plain(self._name(type_.name)), words)

@@ -36,6 +36,8 @@ VERSION = 1
 VFIO_SUBSECTION = b"CprState/vfio devices"
 #: Most descriptors and devices of one stream; QEMU itself has no limit.
 MAX_ENTRIES = 1 << 16
+#: Longest name; those of RAM blocks have 255 bytes, of devices as many as their user gave them.
+MAX_NAME = 4096
 #: Larger numbers of descriptors are taken for another form, when forms are tried.
 MAX_GUESSED_FD = 1 << 24
 
@@ -146,6 +148,8 @@ class _Reader:
         end = self.at + length
         if length == 0 or end > len(self.data):
             raise CprError(f"a name of {length} bytes does not fit", start)
+        if length > MAX_NAME + 1:
+            raise CprError(f"a name of {length - 1} bytes; no more than {MAX_NAME} are read", start)
         name = self.data[self.at : end]
         if name.find(b"\0") != length - 1:
             raise CprError("a name is not terminated at its length", self.at)

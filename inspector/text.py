@@ -1,11 +1,12 @@
 """Names and numbers as people read them, and safe to print.
 
-What an image calls something is data. Three spellings, each reversible:
+What an image calls something is data. Three spellings, each reversible (the second up to its limit):
 
 * :func:`name_text`, for JSON: UTF-8 as it is, a backslash doubled, each byte that is not
   UTF-8 as ``\\xNN``;
 * :func:`display`, for terminals: also control and format characters as ``\\xNN`` or
-  ``\\uNNNN``, so that no name can move the cursor or reverse the line;
+  ``\\uNNNN``, so that no name can move the cursor or reverse the line, and cut where it is
+  longer than anything that people read;
 * :func:`path_component`, for paths of objects: ``/``, ``%``, control characters and bytes
   that are not UTF-8 as ``%NN``.
 """
@@ -15,6 +16,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+#: Characters that are shown of one name or message.
+MAX_SHOWN = 1 << 14
 
 _ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
 
@@ -35,7 +39,11 @@ def name_bytes(text: str) -> bytes:
 
 
 def display(raw: bytes | str) -> str:
-    """A name fit for a terminal: one line, no control or format characters."""
+    """A name fit for a terminal: one line, no control or format characters, not endless."""
+    more = len(raw) - MAX_SHOWN
+    if more > 0:
+        unit = "byte" if isinstance(raw, bytes) else "character"
+        return f"{display(raw[:MAX_SHOWN])}... and {plural(more, unit)}"
     text = name_text(raw) if isinstance(raw, bytes) else raw
     if text.isascii() and text.isprintable():
         return text

@@ -12,7 +12,7 @@ import pytest
 
 from abi import qemu_cpr
 from abi.qemu_cpr import CprEarlyState, CprFd, CprMemory, CprState, CprVfioDevice, FdForm, Framing
-from inspector import cpr, image
+from inspector import cpr, image, text
 from tests.cli.conftest import CORPUS, Run
 
 DATA = Path(__file__).parents[1] / "data" / "qemu_cpr"
@@ -216,6 +216,28 @@ def test_bad_streams(kho: Run, tmp_path: Path, data: bytes, words: str) -> None:
     assert result.err.startswith("kho: ")
     assert result.err.count("\n") == 1
     assert words in result.err
+
+
+@pytest.mark.parametrize("size", [qemu_cpr.MAX_NAME, qemu_cpr.MAX_NAME + 1, 1 << 20])
+def test_names_have_a_limit(kho: Run, tmp_path: Path, size: int) -> None:
+    path = written(tmp_path, CprState((CprFd(b"\x1b" * size),)))
+    result = kho("cpr", path)
+    if size == qemu_cpr.MAX_NAME:
+        assert result.status == 0
+        assert result.text.count("\\x1b") == size
+    else:
+        assert result.status == 8
+        assert result.err.count("\n") == 1
+        assert len(result.err) < 400
+
+
+@pytest.mark.parametrize("raw", ["a", b"a", "\x1b", b"\x1b", b"\xff", "\u202e"])
+def test_what_is_shown_of_a_name_has_a_limit(raw: str | bytes) -> None:
+    whole, more = text.display(raw * text.MAX_SHOWN), text.display(raw * (text.MAX_SHOWN + 1000))
+    assert "..." not in whole
+    assert more.startswith(whole)
+    unit = "bytes" if isinstance(raw, bytes) else "characters"
+    assert more[len(whole) :] == f"... and 1,000 {unit}"
 
 
 def test_too_large(kho: Run, tmp_path: Path) -> None:

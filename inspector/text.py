@@ -1,6 +1,7 @@
 """Names and numbers as people read them, and safe to print.
 
-What an image calls something is data. Three spellings, each reversible (the second up to its limit):
+What an image calls something is data. Three spellings, each reversible (what is shown, up to
+its limit):
 
 * :func:`name_text`, for JSON: UTF-8 as it is, a backslash doubled, each byte that is not
   UTF-8 as ``\\xNN``;

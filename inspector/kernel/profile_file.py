@@ -28,7 +28,7 @@ from abi import registry
 from abi.errors import UsageError
 from inspector.kernel.profile import KernelProfile
 from inspector.kernel.profile import profile as find_profile
-from inspector.kernel.toml_file import Document, ScenarioError
+from inspector.kernel.toml_file import Document, ScenarioError, read_text
 
 #: What a kernel does about state it cannot read, by situation; the first is what released
 #: kernels and the posted series do.
@@ -90,12 +90,9 @@ def _with_layer(kernel: KernelProfile, layer: str, generation: str) -> KernelPro
 
 def _load(path: Path) -> Target:
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"{path}: {reason}") from None
     return parse(text, str(path))
 
 

@@ -6,6 +6,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
 from abi.errors import UsageError
@@ -15,9 +16,13 @@ Path = tuple[str | int, ...]
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+)\s*([KMGT]?)(?:iB|B)?\Z")
 _HEADER = re.compile(r"\s*(\[\[?)(.*)")
-_NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+# Possessive: no text is gone through twice.
+_NAME = r"""(?:[A-Za-z0-9_-]++|"(?:[^"\\]|\\.)*+"|'[^']*+')"""
 _KEY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
 _PART = re.compile(_NAME)
+#: Bytes of a file, and names in one key: reading a key takes the square of their number.
+MAX_TEXT, MAX_NAMES = 4 << 20, 32
+_DEEP = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_NAME}\s*+\.\s*+){{{MAX_NAMES}}}")
 
 
 class ScenarioError(UsageError):
@@ -29,10 +34,15 @@ class Document:
 
     def __init__(self, text: str, name: str) -> None:
         self.name = name
+        if len(text) > MAX_TEXT:
+            raise ScenarioError(f"{name}: more than {MAX_TEXT >> 20} MiB are no scenario")
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.count(".") >= MAX_NAMES and _DEEP.search(line):
+                raise ScenarioError(f"{name}:{number}: a key of more than {MAX_NAMES} names")
         try:
             self.data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ScenarioError(_syntax_message(name, str(error))) from None
+        except ValueError as error:  # of syntax, or of a number with thousands of digits
+            raise ScenarioError(_syntax_message(name, str(error).partition(";")[0])) from None
         self.lines = dict(_lines(text))
 
     def error(self, path: Path, message: str) -> ScenarioError:
@@ -100,12 +110,16 @@ class Table:
             except ValueError:
                 raise self.error(key, f"{value!r} is no number") from None
         if isinstance(value, int) and not 0 <= value < 1 << bits:
-            raise self.error(key, f"{value} does not fit in {bits} bits")
+            raise self.error(key, f"{_said(value)} does not fit in {bits} bits")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A number with a fraction."""
-        return float(self._get(key, (int, float), "a number", default))
+        value = self._get(key, (int, float), "a number", default)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.error(key, f"{_said(value)} is too large") from None
 
     def size(self, key: str, default: Any = ...) -> Any:
         """Bytes: a number, or text like ``"4K"``, ``"1GiB"``, ``"0x1000"``."""
@@ -119,7 +133,7 @@ class Table:
         try:
             return parse_size(value)
         except ValueError:
-            raise self.error(key, f'{value!r} is no size like 4096 or "4K"') from None
+            raise self.error(key, f'{_said(value)} is no size like 4096 or "4K"') from None
 
     def sizes(self, key: str) -> list[int]:
         """A list of sizes; empty if the key is missing."""
@@ -207,13 +221,36 @@ def unknown(word: str, allowed: Iterable[str], what: str = "value", see: str = "
 
 
 def parse_size(value: int | str) -> int:
-    """Bytes. Raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    """Bytes, below 2^64. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64:
         return value
     match = _SIZE.match(value.strip()) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(value)
-    return int(match[1], 0 if match[1].startswith("0x") else 10) * _UNITS[match[2]]
+    if match is not None:
+        size = int(match[1], 0 if match[1].startswith("0x") else 10) * _UNITS[match[2]]
+        if size < 1 << 64:
+            return size
+    raise ValueError("no size")
+
+
+def read_text(path: FilePath) -> str:
+    """A file of TOML. Raises UsageError, one line; FileNotFoundError."""
+    try:
+        with path.open("rb") as file:
+            # What is longer is refused for its length, whatever it is.
+            return file.read(MAX_TEXT + 1).decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _said(value: Any) -> str:
+    """A value in a message; Python does not spell numbers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def spell(path: Path) -> str:

@@ -13,7 +13,8 @@ import pytest
 from abi.errors import UsageError
 from inspector import image as decoded_image
 from inspector.findings import Severity
-from inspector.kernel import scenario
+from inspector.kernel import profile_file, scenario, toml_file
+from inspector.kernel.scenario import hardware_file
 from inspector.kernel.toml_file import Document, ScenarioError, parse_size
 
 #: Too large to run with every other test.
@@ -427,3 +428,49 @@ def test_outgoing_moment(name: str) -> None:
         assert found.root is not None
         assert found.root.address == image.root
         assert [f for f in found.findings if f.severity >= Severity.ERROR] == []
+
+
+# -- texts that are hard to read ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", '"b"', "'c'", '"\u2028"', r'"\""', "a ", '"#"'],
+    ids=lambda name: name.encode().hex(),
+)
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "x = {{ {} = 1 }}"])
+def test_keys_of_many_names(name: str, form: str) -> None:
+    for many in (toml_file.MAX_NAMES + 1, 5000):
+        with pytest.raises(ScenarioError, match=r"^s:2: a key of more than 32 names"):
+            Document("\n" + form.format(".".join([name] * many)), "s")
+    Document("\n" + form.format(".".join([name] * toml_file.MAX_NAMES)), "s")
+
+
+def test_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toml_file, "MAX_TEXT", 1 << 20)
+    path = tmp_path / "s.toml"
+    path.write_text("#" * (1 << 20))
+    with pytest.raises(ScenarioError, match="kernel"):
+        scenario.load(path)
+    path.write_text("#" * ((1 << 20) + 1))
+    for load in (scenario.load, hardware_file.load, profile_file.find):
+        with pytest.raises(ScenarioError, match="more than 1 MiB"):
+            load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("seed = 0x" + "f" * 100_000, "s:2: seed: a number of 400000 bits does not fit"),
+        ("seed = " + "9" * 5000, "s:1: Exceeds the limit"),
+        ('seed = "' + "9" * 5000 + '"', "s:2: seed: .* is no number"),
+        ("[[reserve_mem]]\nname='a'\nsize = 0x" + "f" * 5000, "a number of 20000 bits is no size"),
+        ("[[reserve_mem]]\nname='a'\nsize = '99999999T'", "'99999999T' is no size"),
+        ("[machine]\nfragmentation = 0x" + "f" * 5000, "a number of 20000 bits is too large"),
+        ("[machine]\nfragmentation = nan", "fragmentation is at least 0"),
+    ],
+    ids=["hex", "decimal", "text", "size", "large size", "fraction", "nan"],
+)
+def test_numbers_of_any_length(line: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        scenario.parse(f'kernel = "linux-7.3"\n{line}\n', "s")

@@ -33,7 +33,7 @@ from inspector.kernel.scenario import steps as scenario_steps
 from inspector.kernel.scenario import update as scenario_update
 from inspector.kernel.scenario.steps import Step, World
 from inspector.kernel.scenario.update import Update
-from inspector.kernel.toml_file import Document, ScenarioError, Table, unknown
+from inspector.kernel.toml_file import Document, ScenarioError, Table, read_text, unknown
 
 #: Importing them adds the file types and steps of layers that are in no release.
 _EXTENSIONS = (scenario_guest, scenario_iommu)
@@ -163,14 +163,11 @@ def load(path: str | FilePath) -> Scenario:
         text = resources.files(__name__).joinpath(f"shipped/{name}.toml")
         return parse(text.read_text("utf-8"), name)
     try:
-        return parse(FilePath(path).read_text("utf-8"), name)
+        return parse(read_text(FilePath(path)), name)
     except FileNotFoundError:
         if "/" in name or name.endswith(".toml"):
             raise UsageError(f"{name}: no such file") from None
         raise UsageError(unknown(name, names, "scenario", "kho simulate --list")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"{name}: {reason}") from None
 
 
 def parse(text: str, name: str = "scenario") -> Scenario:

@@ -22,7 +22,7 @@ from abi.errors import UsageError
 from inspector.kernel import scenario
 from inspector.kernel.machine.hardware import Hardware
 from inspector.kernel.scenario import machine as scenario_machine
-from inspector.kernel.toml_file import Document, ScenarioError, unknown
+from inspector.kernel.toml_file import Document, ScenarioError, read_text, unknown
 
 
 def load(name: str) -> Hardware:
@@ -30,16 +30,13 @@ def load(name: str) -> Hardware:
     if name in scenario.shipped():
         return scenario.load(name).machine.hardware
     try:
-        text = Path(name).read_text("utf-8")
+        text = read_text(Path(name))
     except FileNotFoundError:
         if "/" in name or name.endswith(".toml"):
             raise UsageError(f"{name}: no such file") from None
         raise UsageError(
             unknown(name, scenario.shipped(), "scenario", "kho simulate --list")
         ) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"{name}: {reason}") from None
     return parse(text, name)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abi.errors import UnreadableError, UsageError
+from abi.errors import KhoError, UnreadableError, UsageError
 from inspector.fuzz.base import Base, load, simulated
 from inspector.fuzz.edit import Edit
 from inspector.fuzz.memory import PatchedMemory
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 VERSION = 1
 #: A minimal image up to this size is kept in the case itself.
 EMBED = 256 << 10
+#: Largest file of a case: the image, twice as long in text, and edits.
+MAX_FILE = 4 << 20
+#: What making the base of a case again may take: seconds of processor time, bytes.
+BASE_PATIENCE, BASE_ROOM = 30.0, 768 << 20
 
 
 @dataclass(slots=True)
@@ -103,7 +107,11 @@ def save(case: Case, path: str | os.PathLike[str]) -> None:
 def read(path: str | os.PathLike[str]) -> Case:
     """A case from a file. Raises UnreadableError."""
     try:
-        raw = json.loads(Path(path).read_text("utf-8"))
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_FILE + 1)
+        if len(text) > MAX_FILE:
+            raise UnreadableError(f"{path}: no fuzz case: more than {MAX_FILE >> 20} MiB")
+        raw = json.loads(text.decode("utf-8"))
         image = raw.get("image")
         case = Case(
             target=raw["target"],
@@ -130,6 +138,8 @@ def read(path: str | os.PathLike[str]) -> Case:
             case.container_page_size = image["page_size"]
             case.notes = dict(image["notes"])
             case.ram = tuple((int(s, 16), int(n, 16)) for s, n in image["ram"])
+            if len(image["pages"]) * 4096 > EMBED:
+                raise ValueError(f"an image of more than {EMBED >> 10} KiB")
             case.pages = {int(pa, 16): _unpacked(data) for pa, data in image["pages"].items()}
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror or error}") from None
@@ -181,10 +191,38 @@ def base_of(case: Case) -> Base:
 def replay(case: Case) -> Outcome:
     """Run a stored case on the target it is of. Raises UsageError."""
     from inspector.fuzz import targets
+    from inspector.fuzz.guard import Guard, bounded_memory
+
+    with bounded_memory(BASE_ROOM):
+        base, bases = _made(case)
+        target = targets.make(case.target, bases)
+        with Guard() as guard:
+            return guard.run(lambda: target.run(base))
+
+
+def _made(case: Case) -> tuple[Base, list[Base]]:
+    """What a case is run on, and the bases of its target, made under guard.
+
+    The case says how: a scenario of any size, any image.
+    """
     from inspector.fuzz.guard import Guard
 
-    base = subject(case)
-    bases = [base_of(case)] if case.target == "diff" else [base]
-    target = targets.make(case.target, bases)
-    with Guard() as guard:
-        return guard.run(lambda: target.run(base))
+    found: list[tuple[Base, list[Base]]] = []
+    refused: list[KhoError] = []
+
+    def make() -> None:
+        try:
+            base = subject(case)
+            found.append((base, [base_of(case)] if case.target == "diff" else [base]))
+        except KhoError as error:
+            refused.append(error)
+
+    with Guard(BASE_PATIENCE, BASE_ROOM) as guard:
+        outcome = guard.run(make)
+    if refused:
+        raise refused[0]
+    if not found:
+        raise UsageError(
+            f"the image that this case was made from cannot be made: {outcome.kind} {outcome.key}"
+        )
+    return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from abi.errors import UnreadableError, UsageError
 from inspector.decode import decode
 from inspector.fuzz import cases, run, shrink, targets
-from inspector.fuzz.base import Base, tiny
+from inspector.fuzz.base import TINY, Base, tiny
 from inspector.fuzz.coverage import Bytes
 from inspector.fuzz.edit import Edit
 from inspector.fuzz.external import Command, ExternalTarget
@@ -98,6 +99,41 @@ def test_a_case_of_another_base_is_refused(tmp_path: Path) -> None:
             cases.read(broken)
     with pytest.raises(UnreadableError):
         cases.read(tmp_path / "none.json")
+
+
+def test_a_case_is_not_larger_than_what_is_written(tmp_path: Path) -> None:
+    pages = {i * 4096: bytes(4096) for i in range(cases.EMBED // 4096)}
+    case = cases.Case("decode", {}, "", (), pages=pages)
+    cases.save(case, tmp_path / "case.json")
+    assert cases.read(tmp_path / "case.json").pages == pages
+    cases.save(replace(case, pages={**pages, 1 << 40: bytes(4096)}), tmp_path / "case.json")
+    with pytest.raises(UnreadableError, match="more than 256 KiB"):
+        cases.read(tmp_path / "case.json")
+    with (tmp_path / "case.json").open("wb") as stream:
+        stream.truncate(cases.MAX_FILE + 1)
+    with pytest.raises(UnreadableError, match="more than 4 MiB"):
+        cases.read(tmp_path / "case.json")
+
+
+def test_a_base_is_made_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(cases, "BASE_ROOM", 64 << 20)
+    text = TINY.format(kernel="linux-7.3").replace('"64M"', '"2G"').replace('"4K"', '"512M"')
+    case = cases.Case("decode", {"scenario": text}, "", ())
+    with pytest.raises(UsageError, match="cannot be made: memory"):
+        cases.replay(case)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+
+
+def test_a_base_is_made_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(case: cases.Case) -> Base:
+        while True:
+            pass
+
+    monkeypatch.setattr(cases, "BASE_PATIENCE", 0.01)
+    monkeypatch.setattr(cases, "subject", endless)
+    with pytest.raises(UsageError, match="cannot be made: hang"):
+        cases.replay(cases.Case("decode", {}, "", ()))
 
 
 def test_a_hang_is_stopped() -> None:

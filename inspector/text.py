@@ -103,7 +103,8 @@ def size_text(size: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
-_SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+# No more digits than 64 bits have, with room: Python refuses to read thousands.
+_SIZE = re.compile(r"(0x[0-9a-f]{1,64}|[0-9]{1,64})\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int | None:

@@ -265,6 +265,17 @@ def test_a_reader_that_goes_away_is_no_difference() -> None:
     assert not err
 
 
+@pytest.mark.parametrize("verb", ["cat", "extract"])
+def test_sizes_of_thousands_of_digits(kho: Run, handoff: Path, tmp_path: Path, verb: str) -> None:
+    number = "9" * 5000
+    words = ["/scratch/0", "--max-size", number]
+    if verb == "extract":
+        words = ["-o", str(tmp_path / "out.elf"), "--max-file", number]
+    result = kho(verb, handoff, *words)
+    assert result.status == 2
+    assert one_line(result.err)
+
+
 def test_a_case_that_is_none(kho: Run, handoff: Path) -> None:
     result = kho("fuzz", "--replay", handoff)
     assert result.status == 8

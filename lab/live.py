@@ -27,6 +27,8 @@ _SECONDS = 900.0
 _ENVIRONMENT = " ".join(f"{name}={value}" for name, value in python.ENVIRONMENT.items())
 _COMMAND_LINE = (
     "console=ttyS0,115200 panic=-1 kho=on liveupdate=on loglevel=4"
+    # As much as the next kernel and its initramfs need: a share of all that is in use is too much.
+    " kho_scratch=64M,320M,256M"
     f" rdinit={python.INTERPRETER} {_ENVIRONMENT}"
 )
 _INIT = "live.py"

@@ -7,7 +7,7 @@ and the preserved map that knows how large each folio is.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -234,7 +234,7 @@ class _Reader:
 
     def __init__(self, memory: PhysicalMemory) -> None:
         self._memory = memory
-        self._regions: tuple[Region, ...] | None = None
+        self._regions: Sequence[Region] | None = None
 
     def pieces(self, pa: int, offset: int, size: int) -> Iterator[Piece]:
         """``size`` bytes at ``pa``, which are at ``offset`` of a file."""

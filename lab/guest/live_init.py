@@ -44,7 +44,7 @@ def main() -> None:
     try:
         (guest.before if stage == 1 else guest.after)()
     except Exception as error:
-        guest.say("failed", error=repr(error))
+        guest.say("failed", error=f"{type(error).__name__}: {error}")
     guest.say("end")
     termios.tcdrain(channel)
     libc.reboot(_POWER_OFF)

@@ -115,8 +115,8 @@ class Image:
 
     @property
     def incomplete(self) -> bool:
-        """Whether something that was looked for is not in the image."""
-        return bool(self.survey.holes or self.lost)
+        """Whether something that was looked for is not in the image, or was not read."""
+        return bool(self.survey.holes or self.lost or self.survey.given_up)
 
     def generation(self, layer: str) -> Generation | None:
         """What a layer was decoded as."""

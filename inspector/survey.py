@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from abi.schema import Struct
+from inspector.budget import Budget, Cost
 from inspector.findings import Findings
 from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, U8Array, U64Array
 
 #: No machine has more physical address bits than this.
 PHYSICAL_BITS = 52
+#: So many holes are kept.
+MAX_HOLES = 1 << 16
 _PRESENT = PageState.PRESENT
 
 
@@ -81,14 +84,16 @@ class Survey:
     nodes: dict[int, str] = field(default_factory=dict)
     #: How many list nodes of any kind one image may have.
     max_nodes: int = 1 << 20
-    _present: int | None = None
+    #: What all walks together may cost.
+    budget: Budget = field(default_factory=Budget)
+    #: How often something was not read since the budget was spent.
+    given_up: int = 0
+    _told: set[Cost] = field(default_factory=set)
 
     @property
-    def present(self) -> int:
-        """Bytes of memory that the image holds."""
-        if self._present is None:
-            self._present = sum(r.size for r in self.memory.regions if r.state is _PRESENT)
-        return self._present
+    def wanting(self) -> int:
+        """How much was wanted so far that was not to be had, or given up."""
+        return len(self.holes) + self.given_up
 
     # -- reading ---------------------------------------------------------------------
 
@@ -119,8 +124,7 @@ class Survey:
         states = self.memory.states(addresses, size)
         present = states == PageState.PRESENT
         if not present.all():
-            for pa, state in zip(addresses[~present], states[~present], strict=True):
-                self.hole(int(pa), path, PageState(int(state)))
+            self.lacking(addresses[~present], states[~present], path)
             addresses = addresses[present]
         return self.memory.gather(addresses, size), addresses
 
@@ -136,7 +140,7 @@ class Survey:
                 address=pa,
             )
             return
-        if len(self.holes) < 65536:
+        if len(self.holes) < MAX_HOLES:
             self.holes.append((pa, path))
         if state is PageState.EXCLUDED:
             self.left_out += 1
@@ -147,6 +151,44 @@ class Survey:
             self.findings.warning(
                 "KHO-MEM-002", f"page {pa:#x} is not in the image", path=path, address=pa
             )
+
+    def lacking(self, addresses: U64Array, states: U8Array, path: str) -> None:
+        """Record many holes: those that nobody will look at are counted only."""
+        most = max(MAX_HOLES - len(self.holes), self.findings.per_code)
+        for pa, state in zip(addresses[:most].tolist(), states[:most].tolist(), strict=True):
+            self.hole(pa, path, PageState(state))
+        addresses, states = addresses[most:], states[most:]
+        far = addresses >> np.uint64(PHYSICAL_BITS) != 0
+        excluded = ~far & (states == PageState.EXCLUDED)
+        counts = [int(np.count_nonzero(which)) for which in (far, excluded)]
+        self.left_out += counts[1]
+        for code, count in zip(
+            ("KHO-MEM-003", "KHO-MEM-001", "KHO-MEM-002"),
+            (*counts, len(addresses) - sum(counts)),
+            strict=True,
+        ):
+            self.findings.suppress(code, count)
+
+    def room(self, cost: Cost, wanted: int, path: str, address: int | None = None) -> int:
+        """How much of ``wanted`` the budget allows; one finding says that it is not all."""
+        room = self.budget.room(cost, wanted, self.memory)
+        if room < wanted:
+            self.give_up(cost, path, address)
+        return room
+
+    def give_up(self, cost: Cost, path: str, address: int | None = None) -> None:
+        """Record that something is not read since the budget is spent."""
+        self.given_up += 1
+        if cost in self._told:
+            self.findings.suppress("KHO-LST-010", 1)
+            return
+        self._told.add(cost)
+        self.findings.warning(
+            "KHO-LST-010",
+            f"more {cost.what} than an image of this size can have: the rest is not read",
+            path=path,
+            address=address,
+        )
 
     def cannot_tell(self, code: str, why: str) -> None:
         """A rule cannot be decided: what it looks at was left out of the dump."""
@@ -178,8 +220,9 @@ class Survey:
         self.claims += other.claims
         self.looked += other.looked
         self.remnants += other.remnants
-        self.holes += other.holes[: 65536 - len(self.holes)]
+        self.holes += other.holes[: MAX_HOLES - len(self.holes)]
         self.left_out += other.left_out
+        self.given_up += other.given_up
         self.undecided = other.undecided | self.undecided
         self.nodes.update(other.nodes)
 

@@ -59,7 +59,7 @@ def _pools(context: Context) -> None:
 
     pools = hugetlb(image)
     if pools is None:
-        if image.survey.holes or image.lost:
+        if image.incomplete:
             context.undecidable("no pools could be read")
             return
         for _, file, state in huge_memfds(image):

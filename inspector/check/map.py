@@ -131,6 +131,11 @@ RULES = (
         "-EINVAL and a panic at boot (7.2 on).",
     ),
     Rule(
+        "KHO-LST-010", WARNING, "There is more of something than decoding has a budget for.",
+        "Nothing: the decoding gave up, not the kernel. No kernel writes more than lies in pages"
+        " of its own.",
+    ),
+    Rule(
         "KHO-VML-001", ERROR, "A vmalloc area has an impossible order.",
         "Nothing is restored: -EINVAL for its file.",
     ),

@@ -17,6 +17,7 @@ from abi import registry
 from abi.kvm import VCPU_STRING, VM_STRING
 from abi.registry import Generation
 from abi.schema import resolve
+from inspector.budget import trial as trial_budget
 from inspector.detect import Verdict, decide
 from inspector.evidence import Evidence, Plausibility, order
 from inspector.findings import Findings
@@ -76,8 +77,9 @@ def _judge(
     met: dict[str, str] = {}
     states: list[KvmVm] = []
     left_out = 0
+    budget = trial_budget()
     for address in addresses:
-        trial = Survey(survey.memory, survey.page_size, Findings(per_code=4))
+        trial = Survey(survey.memory, survey.page_size, Findings(per_code=4), budget=budget)
         state = walk_vm(trial, generation, address, "/trial", likely.preserved)
         left_out += trial.left_out
         if state is not None:

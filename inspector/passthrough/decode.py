@@ -63,7 +63,7 @@ def decode(image: Image, overrides: Overrides) -> None:
             image.survey,
             likely,
             _text(iommufds[0].compatible),
-            [f.data for f in iommufds],
+            _sample(iommufds),
             iommu,
             overrides.get("iommufd"),
         )
@@ -84,6 +84,11 @@ def _is(string: bytes, layer: str) -> bool:
     return bool(registry.named(layer, _text(string)))
 
 
+def _sample(files: list[File]) -> list[int]:
+    """Addresses of enough of them to tell their layout."""
+    return [f.data for f in files[:: len(files) // _SAMPLE + 1]]
+
+
 def _text(string: bytes) -> str:
     return string.decode("utf-8", "replace")
 
@@ -95,7 +100,7 @@ def _flbs(image: Image, layer: str) -> Iterator[Flb]:
 
 def _iommu(image: Image, likely: Plausibility, iommufds: list[File], overrides: Overrides) -> None:
     for flb in _flbs(image, "iommu"):
-        anchors = domain_data_readings(image.survey, [f.data for f in iommufds])
+        anchors = domain_data_readings(image.survey, _sample(iommufds))
         verdict = detect_iommu(
             image.survey, likely, _text(flb.name), flb.data, anchors, overrides.get("iommu")
         )

@@ -19,6 +19,8 @@ from abi import registry
 from abi.iommu import DELETED, INCOMING, Counting, Header, IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.registry import Generation
+from inspector.budget import Budget
+from inspector.budget import trial as trial_budget
 from inspector.detect import Verdict, decide
 from inspector.evidence import Evidence, Mask, Plausibility, order
 from inspector.findings import Findings
@@ -57,9 +59,11 @@ class Anchors:
     domain_data: tuple[U64Array, ...] = ()
 
 
-def trial_survey(survey: Survey) -> Survey:
+def trial_survey(survey: Survey, budget: Budget | None = None) -> Survey:
     """A survey of the same memory that keeps nothing but a few findings."""
-    return Survey(survey.memory, survey.page_size, Findings(per_code=4))
+    return Survey(
+        survey.memory, survey.page_size, Findings(per_code=4), budget=budget or trial_budget()
+    )
 
 
 def detect_iommu(
@@ -252,8 +256,9 @@ def domain_data_readings(survey: Survey, addresses: Sequence[int]) -> Anchors:
         if generation.entry is None:
             continue
         columns = []
+        budget = trial_budget()
         for address in addresses:
-            state = walk_iommufd(trial_survey(survey), generation, address, "/trial")
+            state = walk_iommufd(trial_survey(survey, budget), generation, address, "/trial")
             if state is None or not state.complete:
                 break
             columns.append(state.records["domain_data"].astype(np.uint64))

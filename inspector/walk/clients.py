@@ -22,7 +22,7 @@ from inspector.memory.base import MemoryFault, U64Array
 from inspector.survey import Survey
 from inspector.text import c_string, path_component
 from inspector.walk.fdt import read_blob
-from inspector.walk.vmalloc import Vmalloc, batches, walk_vmalloc
+from inspector.walk.vmalloc import Vmalloc, walk_vmalloc, word_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +260,7 @@ def walk_kho_test(survey: Survey, blob: Blob, data: bytes) -> KhoTest | None:
             folios = np.frombuffer(info, "<u8").astype(np.uint64)
         elif len(info) == kho_vmalloc.size:
             vmalloc = walk_vmalloc(survey, kho_vmalloc.unpack(info), blob.path)
-            parts = [
-                rows.reshape(-1).view("<u8").astype(np.uint64)
-                for _, rows in batches(survey, vmalloc, 8 * count, blob.path)
-            ]
-            folios = np.concatenate(parts)[:count] if parts else folios
+            folios = word_columns(survey, vmalloc, 1, count, blob.path)[0][:, 0]
     mask = np.uint64(survey.page_size - 1)
     order = np.minimum(folios & mask, np.uint64(51))
     used = folios != 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from abi.schema import Struct
+from inspector.budget import Cost
 from inspector.memory.base import PageState, U8Array, U64Array
 from inspector.survey import PHYSICAL_BITS, Survey
 from inspector.walk.preserved import PreservedMap
 
-#: No more pages than this are looked at behind one header.
-MAX_PAGES = 4096
+#: No more pages than this are looked at behind one header: they are one block of the page
+#: allocator, whose largest has 2^10 pages (of 4 KiB: 4 MiB, which holds 170,000 HWPTs).
+MAX_PAGES = 1 << 10
 
 
 def counted_rows(
@@ -19,7 +21,7 @@ def counted_rows(
     """The bytes of ``count`` entries from ``start`` on, and their addresses.
 
     Fewer if the image lacks a page (recorded as a hole) or the count is absurd: the array
-    ends at the first missing page, and at MAX_PAGES.
+    ends at the first missing page, at MAX_PAGES, and where the budget does.
     """
     page = survey.page_size
     room = MAX_PAGES * page - start % page
@@ -32,7 +34,9 @@ def counted_rows(
         at = int(gap[0])
         survey.hole(int(pages[at]), path, PageState(int(states[at])))
         size = max(min(size, int(pages[at]) - start), 0)
-    held = min(count, size // entry.size)
+    size = size - size % entry.size
+    held = survey.room(Cost.ENTRIES, size, path, start) // entry.size
+    survey.budget.spend(Cost.ENTRIES, held * entry.size)
     addresses = np.uint64(start) + np.arange(held, dtype=np.uint64) * np.uint64(entry.size)
     rows = survey.memory.gather(addresses, entry.size)
     if held:

@@ -141,7 +141,9 @@ def check_folios(survey: Survey, file: FolioFile) -> None:
     """
     findings, path, address = survey.findings, file.path, file.address
     folios = file.folios
-    if len(folios.pfn) < file.nr_folios and file.vmalloc.complete and folios.position is None:
+    if folios.given_up:
+        survey.cannot_tell("KHO-MFD-005", "not all entries are read")
+    elif len(folios.pfn) < file.nr_folios and file.vmalloc.complete and folios.position is None:
         findings.error(
             "KHO-MFD-005",
             f"{file.nr_folios} folios counted, the array holds {len(folios.pfn)}",

@@ -183,11 +183,11 @@ def _pool(
     possible = _possible(survey, order, path, address + hstate.field("order").offset)
     pages = None
     if "total_pages" in values:
-        holes = len(survey.holes)
+        known = survey.wanting
         vmalloc = walk_vmalloc(survey, hstate.nested(values, "folios"), path)
         rows, complete = word_columns(survey, vmalloc, 1, nr_pages, path)
         pages = _pages(survey, rows[:, 0], vmalloc, complete, path, address)
-        if not complete and vmalloc.complete and len(survey.holes) == holes:
+        if not complete and vmalloc.complete and survey.wanting == known:
             survey.findings.error(
                 "KHO-HTL-005",
                 f"the pool counts {nr_pages} pages, its array holds {len(rows)}",

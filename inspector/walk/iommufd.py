@@ -95,7 +95,7 @@ def walk_iommufd(
     if entry is None:
         survey.claim("struct", path, address, root.size)
         return Iommufd(path, generation, address, 0, np.empty(0, np.uint8), np.empty(0, np.uint64))
-    count, known = values["nr_hwpts"], survey.left_out
+    count, known, given_up = values["nr_hwpts"], survey.left_out, survey.given_up
     rows, addresses = counted_rows(survey, address + root.size, count, entry, path)
     records = rows.reshape(-1).view(entry.dtype)
     state = Iommufd(path, generation, address, count, records, addresses)
@@ -103,6 +103,8 @@ def walk_iommufd(
     end = address + root.size + count * entry.size
     if survey.left_out > known and may_reach(survey, preserved, address, end):
         survey.cannot_tell("KHO-IFD-001", "pages of an iommufd were left out of the image")
+    elif survey.given_up > given_up:
+        survey.cannot_tell("KHO-IFD-001", "not all HWPTs are read")
     elif not state.complete:
         survey.findings.error(
             "KHO-IFD-001",

@@ -105,10 +105,10 @@ def walk_vm(
 
 
 def _attributes(survey: Survey, vm: KvmVm, vmalloc: Vmalloc, count: int) -> None:
-    holes = len(survey.holes)
+    known = survey.wanting
     rows, complete = word_columns(survey, vmalloc, 2, count, vm.path)
     vm.attributes = MemoryAttributes(vmalloc, count, rows[:, 0], rows[:, 1], complete)
-    if not complete and vmalloc.complete and len(survey.holes) == holes:
+    if not complete and vmalloc.complete and survey.wanting == known:
         survey.findings.error(
             "KHO-KVM-001",
             f"{count} memory attributes are counted, {len(rows)} can be read",
@@ -136,7 +136,7 @@ def _folios(survey: Survey, vm: KvmVm, layout: Struct, preserved: PreservedMap |
     values = survey.unpack(layout, address, own)
     if values is None or not survey.enter(address, own, "list of folios"):
         return
-    count, holes = values["nr_folios"], len(survey.holes)
+    count, known = values["nr_folios"], survey.wanting
     rows, addresses = counted_rows(survey, address + layout.size, count, _folio_pa, own)
     survey.claim("struct", own, address, layout.size + len(addresses) * _folio_pa.size)
     folios = rows.reshape(-1).view("<u8").astype(np.uint64)
@@ -152,7 +152,7 @@ def _folios(survey: Survey, vm: KvmVm, layout: Struct, preserved: PreservedMap |
         orders = preserved.orders_at(folios)[0].astype(np.uint64)
     sizes = np.uint64(survey.page_size) << orders
     survey.claim("folio", own, folios[good], sizes[good])
-    if len(folios) != count and len(survey.holes) == holes:
+    if len(folios) != count and survey.wanting == known:
         survey.findings.error(
             "KHO-KVM-001", f"{count} folios are counted, {len(folios)} can be read",
             path=own, address=address,

@@ -19,6 +19,7 @@ from abi.memfd import MEMFD_LUO_ALL_SEALS
 from abi.registry import Generation
 from abi.schema import Struct, resolve
 from abi.vmalloc import KHO_VMALLOC_FLAGS, kho_vmalloc_chunk
+from inspector.budget import Cost
 from inspector.memory.base import PageState, U8Array, U64Array
 from inspector.survey import PHYSICAL_BITS, Claim, Placed, Survey
 from inspector.walk.folio_file import folio_orders
@@ -137,7 +138,7 @@ def _columns(survey: Survey, group: _Group, preserved: PreservedMap | None) -> d
     page = survey.page_size
     per_page = page // _ENTRY
     count = group.values["nr_folios"].astype(np.uint64)
-    room = np.minimum(group.total * per_page, survey.present // _ENTRY).astype(np.uint64)
+    room = (group.total * per_page).astype(np.uint64)
     which = np.flatnonzero(group.plain & (count > 0) & (count <= room))
     if not len(which):
         return {}
@@ -145,6 +146,8 @@ def _columns(survey: Survey, group: _Group, preserved: PreservedMap | None) -> d
     pages = -(-entries // per_page)
     blocks = group.blocks[which]
     wanted = blocks[np.arange(blocks.shape[1]) < pages[:, None]]
+    if survey.budget.room(Cost.ENTRIES, len(wanted) * page, survey.memory) < len(wanted) * page:
+        return {}  # the single walk says which are beyond the budget
     here = survey.memory.states(wanted, page) == PageState.PRESENT
     if not here.all():
         whole = np.logical_and.reduceat(here, np.cumsum(pages) - pages)
@@ -219,6 +222,8 @@ def _memfd(
         flags=None if flags is None else int(flags),
     )
     survey.nodes[int(chunk[0])] = path
+    per_page = page // _ENTRY
+    survey.budget.spend(Cost.ENTRIES, -(-memfd.nr_folios // per_page) * page)
     survey.placed.append(Placed(group.layout, group.addresses[i : i + 1], path))
     survey.placed.append(Placed(kho_vmalloc_chunk(page), chunk, path))
     survey.claim("struct", path, memfd.address, group.layout.size)

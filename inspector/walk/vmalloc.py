@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.vmalloc import KHO_VMALLOC_FLAGS, kho_vmalloc_chunk
+from inspector.budget import Cost
 from inspector.memory.base import PageState, U8Array, U64Array
 from inspector.survey import Survey
 from inspector.walk.chain import follow
@@ -16,6 +17,8 @@ from inspector.walk.chain import follow
 #: Pages read at a time: few enough for the cache, many enough to hide numpy's overhead.
 BATCH = 256
 _MAX_ORDER = 20
+#: What a page that the image lacks costs, in bytes of entries: to look for it takes time too.
+_LACKING = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,14 @@ class Vmalloc:
         within = np.arange(min(1 << self.order, count), dtype=np.uint64)
         return (blocks[:, None] + within[None, :] * np.uint64(self.page_size)).ravel()[:count]
 
-    def entries(self, survey: Survey, size: int, count: int) -> int:
-        """How many of ``count`` entries of ``size`` bytes there can be.
+    def entries(self, survey: Survey, size: int, count: int, path: str) -> int:
+        """How many of ``count`` entries of ``size`` bytes are to be read.
 
-        No more than the blocks have room for, and none beyond what the image holds at all:
-        blocks may have any order, and be listed any number of times.
+        No more than the blocks have room for. Those may have any order, and be listed any number
+        of times: the budget allows as many entries as there can be in pages of their own.
         """
-        return min(count, min(self.size, survey.present) // size)
+        held = min(count, self.size // size)
+        return survey.room(Cost.ENTRIES, held * size, path, self.first) // size
 
 
 def walk_vmalloc(survey: Survey, descriptor: dict[str, int], path: str) -> Vmalloc:
@@ -141,7 +145,7 @@ def batches(
 
     Rows are pages; those that the image lacks are left out with their holes recorded, and
     end a batch, so that ``offset`` is always that of the batch's first row. The buffer is
-    reused: copy what is to be kept.
+    reused: copy what is to be kept. What is read is taken from the budget.
     """
     page = vmalloc.page_size
     count = min(-(-size // page), len(vmalloc.blocks) << vmalloc.order)
@@ -150,6 +154,7 @@ def batches(
     pages = vmalloc.pages(count)
     states = survey.memory.states(pages, page)
     if (states == PageState.PRESENT).all():
+        survey.budget.spend(Cost.ENTRIES, count * page)
         for at, rows in enumerate(survey.memory.batches(pages, page, BATCH)):
             yield at * BATCH * page, rows
         return
@@ -157,12 +162,16 @@ def batches(
     at = 0
     while at < count:
         if states[at] != PageState.PRESENT:
-            survey.hole(int(pages[at]), path, PageState(int(states[at])))
-            at += 1
+            here = (states[at:] == PageState.PRESENT).nonzero()[0]
+            end = at + int(here[0]) if len(here) else count
+            survey.lacking(pages[at:end], states[at:end], path)
+            survey.budget.spend(Cost.ENTRIES, (end - at) * _LACKING)
+            at = end
             continue
         end = min(at + BATCH, count)
         gap = (states[at:end] != PageState.PRESENT).nonzero()[0]
         end = at + int(gap[0]) if len(gap) else end
+        survey.budget.spend(Cost.ENTRIES, (end - at) * page)
         yield at * page, survey.memory.gather(pages[at:end], page, buffer)
         at = end
 
@@ -172,7 +181,7 @@ class FolioColumns:
     """The folio entries of a memory file: frame number, flags, index in base pages.
 
     ``position`` is the ordinal of each entry in the array (entries on missing pages are
-    absent from the columns).
+    absent from the columns). ``given_up`` if the budget did not allow all of them.
     """
 
     pfn: U64Array
@@ -180,6 +189,7 @@ class FolioColumns:
     index: U64Array
     position: npt.NDArray[np.int64] | None
     complete: bool
+    given_up: bool = False
 
 
 PFN_MASK = np.uint64((1 << 52) - 1)
@@ -192,7 +202,8 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
 
     ``count`` is cut to what the blocks can hold before anything is allocated.
     """
-    held = vmalloc.entries(survey, 16, count)
+    given_up = survey.given_up
+    held = vmalloc.entries(survey, 16, count, path)
     pfn = np.empty(held, np.uint64)
     flags = np.empty(held, np.uint16)
     index = np.empty(held, np.uint64)
@@ -220,8 +231,9 @@ def folio_columns(survey: Survey, vmalloc: Vmalloc, count: int, path: str) -> Fo
         else np.concatenate([np.arange(f, f + n) for f, n in kept] or [np.empty(0, np.int64)])
     )
     return FolioColumns(
-        pfn[:filled], flags[:filled], index[:filled], position, whole and held == count
-    )
+        pfn[:filled], flags[:filled], index[:filled], position, whole and held == count,
+        survey.given_up > given_up,
+    )  # fmt: skip
 
 
 def word_columns(
@@ -229,7 +241,7 @@ def word_columns(
 ) -> tuple[U64Array, bool]:
     """``count`` entries of ``width`` 64-bit words, as rows, and whether all of them are here."""
     size = 8 * width
-    held = vmalloc.entries(survey, size, count)
+    held = vmalloc.entries(survey, size, count, path)
     rows = np.empty((held, width), np.uint64)
     filled = 0
     for offset, pages in batches(survey, vmalloc, held * size, path):

@@ -1,0 +1,89 @@
+"""What the decoding of one image may cost.
+
+Counts can be any number, and lists can share what they lead to: an image of a few pages can speak
+of more than any memory holds. What a kernel writes lies in pages of its own, though, so that no
+sound image has more of anything than it has bytes for. Every walk takes from one budget.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from inspector.memory.base import PageState, PhysicalMemory
+from inspector.memory.mapped import MappedMemory
+
+#: Bytes of array entries that tell a layout, if any do: half a million of 16 bytes.
+_TRIAL = 8 << 20
+
+
+class Cost(enum.Enum):
+    """What a walk takes from the budget: how much any image may have, and how many stored bytes
+    allow one more.
+    """
+
+    #: Pages of arrays, in bytes: of folios, HWPTs, attributes, ...
+    ENTRIES = "array entries", 32 << 20, 1
+    #: Runs of the preserved-memory map: the least is enough for random bits over 128 GiB. A page
+    #: alone is listed somewhere, as 16 bytes at least.
+    RUNS = "runs of preserved blocks", 10 << 20, 16
+    #: Sessions and files. The state of each file has a page of its own.
+    FILES = "sessions and files", 1 << 17, 4096
+
+    def __init__(self, what: str, least: int, unit: int) -> None:
+        self.what = what
+        self.least = least
+        self.unit = unit
+
+
+@dataclass(slots=True)
+class Budget:
+    """A budget that walks share. ``least`` replaces that of a cost, whatever the image stores."""
+
+    least: dict[Cost, int] = field(default_factory=dict)
+    _spent: dict[Cost, int] = field(default_factory=dict)
+    _stored: int | None = None
+
+    def room(self, cost: Cost, wanted: int, memory: PhysicalMemory) -> int:
+        """How much of ``wanted`` can still be had."""
+        left = self.least.get(cost, cost.least) - self._spent.get(cost, 0)
+        if wanted <= left:
+            return wanted
+        if cost not in self.least:
+            if self._stored is None:
+                self._stored = stored_bytes(memory)
+            left = max(cost.least, self._stored // cost.unit) - self._spent.get(cost, 0)
+        return max(min(wanted, left), 0)
+
+    def spend(self, cost: Cost, amount: int) -> None:
+        """Take what was had."""
+        self._spent[cost] = self._spent.get(cost, 0) + amount
+
+
+def trial() -> Budget:
+    """That of walks which only tell the layout of something: many may be held together."""
+    return Budget({Cost.ENTRIES: _TRIAL})
+
+
+def stored_bytes(memory: PhysicalMemory) -> int:
+    """Bytes that an image can hold something in.
+
+    Of a mapped file those that it stores, however many addresses lead to each, and none of
+    memory that is known to be zero. Of other containers, the memory that is present.
+    """
+    if not isinstance(memory, MappedMemory):
+        return sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
+    places = [
+        (np.frombuffer(view, np.uint8).__array_interface__["data"][0], len(view))
+        for _, view in memory.extents()
+        if len(view)
+    ]
+    if not places:
+        return 0
+    start, size = np.array(sorted(places), np.int64).T
+    reach = np.maximum.accumulate(start + size)
+    # What each adds behind those that begin before it.
+    behind = np.maximum(start, np.append(start[0], reach[:-1]))
+    return int(np.maximum(start + size - behind, 0).sum())

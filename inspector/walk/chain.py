@@ -207,6 +207,9 @@ def slots(used: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArra
 def block_entries(survey: Survey, first: int, entry: Struct, path: str, what: str) -> Entries:
     """Entries of a block list (7.2 on); a block with count 0 is a finding (``KHO-LST-007``)."""
     chain = follow(survey, first, path, what, limit=KHO_MAX_BLOCKS)
+    if not len(chain.pages):  # as of each of many sessions that share a block
+        data = np.empty((0, entry.size), np.uint8)
+        return Entries(data, _EMPTY, _EMPTY, _EMPTY, chain.complete)
     entries = counted_entries(survey, chain, kho_block_header_ser, entry, path, what)
     for i in (entries.counts == 0).nonzero()[0]:
         survey.findings.error(

@@ -8,7 +8,7 @@ bytes ever since.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from abi import fdt, luo
 from abi.luo import LuoGeneration
 from abi.schema import Struct, resolve
+from inspector.budget import Cost
 from inspector.memory.base import MemoryFault
 from inspector.survey import Claim, Survey
 from inspector.text import c_string, path_component
@@ -272,6 +273,7 @@ def walk_sessions(survey: Survey, generation: LuoGeneration, address: int) -> li
         entries = _array(survey, address, header, layout, size, path, "session")
         if len(entries.pages):
             survey.claim("session-block", path, address, size)
+    entries = _allowed(survey, entries, path)
     sessions: list[Session] = []
     taken: dict[str, int] = {}
     for row, at in zip(entries.data, entries.addresses, strict=True):
@@ -325,6 +327,18 @@ def _rows(survey: Survey, start: int, count: int, entry: Struct, path: str, page
     )  # fmt: skip
 
 
+def _allowed(survey: Survey, entries: Entries, path: str) -> Entries:
+    """The first of the entries, as many as the budget allows to make objects of."""
+    known = len(entries.data)
+    room = survey.room(Cost.FILES, known, path, int(entries.pages[0]) if known else None)
+    survey.budget.spend(Cost.FILES, room)
+    if room == known:
+        return entries
+    return replace(
+        entries, data=entries.data[:room], addresses=entries.addresses[:room], complete=False
+    )
+
+
 def _files(survey: Survey, generation: LuoGeneration, session: Session) -> None:
     if generation.files == "none":
         return
@@ -351,6 +365,7 @@ def _files(survey: Survey, generation: LuoGeneration, session: Session) -> None:
             )
     else:
         entries = _contiguous_files(survey, session, layout, own)
+    entries = _allowed(survey, entries, own)
     session.complete = session.complete and entries.complete
     name_field = "compatible" if "compatible" in layout.dtype.fields else "name"  # type: ignore[operator]
     seen: set[int] = set()

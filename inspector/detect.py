@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: A trial walk that breaks this many rules is over.
 TRIAL_LIMIT = 64
+#: Runs of a map that a trial keeps.
+_MOST_KEPT = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,10 @@ def note(image: Image, layer: str, verdict: Verdict) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KhoTrial:
-    """One walk of the map as one generation with one page size."""
+    """One walk of the map as one generation with one page size.
+
+    ``cut_short`` says that the walk gave up, ``dropped`` that the runs of its map were not kept.
+    """
 
     generation: KhoGeneration
     page_size: int
@@ -163,9 +168,16 @@ class KhoTrial:
     anchors: int
     anchored: int
     candidate: Candidate
-    #: What the walk recorded; ``cut_short`` says that it gave up.
+    #: What the walk recorded.
     survey: Survey
     cut_short: bool
+    dropped: bool = False
+
+    def small(self) -> KhoTrial:
+        """Itself, without a very large map: many trials are held together."""
+        if len(self.preserved.starts) <= _MOST_KEPT:
+            return self
+        return replace(self, preserved=self.preserved.without_runs(), dropped=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +213,9 @@ def detect_kho(
     trials: list[KhoTrial] = []
     for generation in cast("Iterable[KhoGeneration]", known.values()):
         address = _u64(root.get(generation.map_property.encode()))
-        trials += [_try(memory, generation, size, address, anchors, hints) for size in sizes]
+        for size in sizes:
+            trial = _try(memory, generation, size, address, anchors, hints)
+            trials.append(trial if len(known) == len(sizes) == 1 else trial.small())
     if not trials:
         size = sizes[0]
         reasons = tuple(hints.get(size, ())) or ("assumed: nothing tells",)
@@ -219,6 +233,9 @@ def detect_kho(
         best = next((t for t in trials if t.generation is verdict.generation), best)
         same = [t for t in trials if t.generation is best.generation and _equal(t, best)]
         best = same[0]
+    if best.dropped:
+        address = _u64(root.get(best.generation.map_property.encode()))
+        best = _try(memory, best.generation, best.page_size, address, anchors, hints)
     certain = all(t.page_size == best.page_size for t in rivals)
     why = list(hints.get(best.page_size, ()))
     others = sorted({t.page_size for t in trials} - {best.page_size})
@@ -292,7 +309,10 @@ def _try(
         example = next((f.message for f in survey.findings.items if f.code == code), broken)
         violations.append(f"{count} x {code}: {example}")
     lacking = 0
-    if preserved.missing:
+    if survey.given_up:
+        lacking += 1
+        violations.append("not all of the map is read")
+    elif preserved.missing:
         lacking += survey.left_out > 0
         violations.append(f"{preserved.missing} map nodes are not in the image")
     if generation.map_kind is MapKind.BITMAP_PAGE and preserved.complete:
@@ -311,7 +331,7 @@ def _try(
         score += 2
         reasons.append("the root and every blob are in the map")
     elif address:
-        lacking += survey.left_out > 0
+        lacking += survey.left_out > 0 or survey.given_up > 0
         violations.append(f"{len(anchors) - covered} of {len(anchors)} blobs are not in the map")
     if generation.size_property is not None or generation.blob_property == "fdt":
         score += 1

@@ -99,7 +99,7 @@ def _leaks(context: Context) -> None:
         unknown.append(f"{iommu.path}, which does not say where the units' tables lie,")
     hardware(context)
     missing = (
-        bool(context.image.survey.holes or context.image.survey.left_out)
+        bool(context.image.survey.wanting or context.image.survey.left_out)
         or any(not table.reach.complete for table in context.walked.values())
         or bool(context.memo["hardware undecided"])
     )
@@ -107,12 +107,15 @@ def _leaks(context: Context) -> None:
         why = "pages are missing" if missing else f"{unknown[0]} is not decoded"
         context.undecidable(f"{owned.leaked:#x} preserved bytes are not claimed, but {why}")
         return
-    for start, end in zip(owned.leak_starts.tolist(), owned.leak_ends.tolist(), strict=True):
+    room = context.room
+    starts, ends = owned.leak_starts[:room], owned.leak_ends[:room]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         context.report(
             f"{start:#x}, {end - start:#x} bytes, is preserved but nobody's",
             path="/preserved",
             address=start,
         )
+    context.count(len(owned.leak_starts) - len(starts))
 
 
 def _beyond_ram(context: Context) -> None:
@@ -124,17 +127,20 @@ def _beyond_ram(context: Context) -> None:
         context.undecidable("the image holds no RAM map (e820 or device tree)")
         return
     starts, ends = image.preserved.intervals()
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        at = start
-        for region in image.ram:
-            if region.start <= at < region.end:
-                at = min(end, region.end)
-        if at < end:
-            context.report(
-                f"preserved range {start:#x}-{end:#x} leaves RAM at {at:#x}",
-                path="/preserved",
-                address=at,
-            )
+    reach = starts
+    for region in image.ram:
+        inside = (reach >= np.uint64(region.start)) & (reach < np.uint64(region.end))
+        reach = np.where(inside, np.minimum(ends, np.uint64(region.end)), reach)
+    wrong = np.flatnonzero(reach < ends)
+    shown = wrong[: context.room]
+    for i in shown.tolist():
+        context.report(
+            f"preserved range {int(starts[i]):#x}-{int(ends[i]):#x} leaves RAM at"
+            f" {int(reach[i]):#x}",
+            path="/preserved",
+            address=int(reach[i]),
+        )
+    context.count(len(wrong) - len(shown))
 
 
 RULES = (

@@ -62,6 +62,17 @@ class Context:
             self.rule.code, self.rule.severity, message, path=path, address=address, data=data
         )
 
+    @property
+    def room(self) -> int:
+        """How many more findings of the rule that is running are worth describing."""
+        assert self.rule is not None
+        return self.findings.room(self.rule.code)
+
+    def count(self, others: int) -> None:
+        """The rule that is running fires so often besides."""
+        assert self.rule is not None
+        self.findings.suppress(self.rule.code, others)
+
     def undecidable(self, why: str) -> None:
         """The rule that is running cannot be decided."""
         assert self.rule is not None
@@ -86,6 +97,8 @@ class Context:
         preserved = self.image.preserved
         if preserved is None:
             self.undecidable("the preserved-memory map is lost")
+        elif preserved.missing and self.image.survey.given_up:
+            self.undecidable("not all of the map is read")
         elif preserved.missing:
             self.undecidable(f"the image lacks {plural(preserved.missing, 'map node')}")
         elif self.image.map_state is not MapState.INTACT:

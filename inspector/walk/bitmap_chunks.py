@@ -63,14 +63,15 @@ def walk_bitmap_chunks(collector: MapCollector, kind: MapKind, root: int) -> Non
         bitmaps, spans = collector.first_visits(bitmaps[good], spans[good], seen)
         seen = np.sort(np.concatenate((seen, bitmaps)))
         collector.add_nodes(bitmaps, size)
-        _bitmaps(collector, bitmaps, spans, order, size)
-        if collector.hopeless:
+        whole = _bitmaps(collector, bitmaps, spans, order, size)
+        if not whole or collector.hopeless:
             return
 
 
 def _bitmaps(
     collector: MapCollector, bitmaps: U64Array, spans: U64Array, order: int, size: int
-) -> None:
+) -> bool:
+    """Add what bitmaps have; False if the budget does not allow all of it."""
     shift = np.uint64(order + collector.survey.page_size.bit_length() - 1)
     bits = size * 8
     rank = np.argsort(spans, kind="stable")
@@ -78,6 +79,15 @@ def _bitmaps(
     for at in range(0, len(bitmaps), BATCH):
         rows = collector.survey.memory.gather(bitmaps[at : at + BATCH], size)
         first, behind = cut_runs(*bitmap_runs(rows.reshape(-1).view("<u8")), bits)
+        if not collector.fits(len(first)):
+            if len(rows) == 1:
+                collector.give_up(int(bitmaps[at]))
+                return False
+            half = at + len(rows) // 2
+            return all(
+                _bitmaps(collector, bitmaps[part], spans[part], order, size)
+                for part in (slice(at, half), slice(half, None))
+            )
         row = first // bits
         base = spans[at + row] - (row.astype(np.uint64) * np.uint64(bits) << shift)
         low = base + (first.astype(np.uint64) << shift)
@@ -90,6 +100,7 @@ def _bitmaps(
         low, high = merge_runs(low[~far], high[~far])
         orders = np.full(len(low), order, np.uint8)
         collector.runs.add(low, (high - low) >> shift, orders)
+    return True
 
 
 def pointers_behind(memory: PhysicalMemory, nodes: U64Array, page_size: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.memory_map import RadixGeometry
+from inspector.budget import Cost
 from inspector.memory.base import PageState, U8Array, U64Array
 from inspector.survey import PHYSICAL_BITS, Survey
 from inspector.walk.runs import RunColumns
@@ -30,6 +31,7 @@ class MapCollector:
     node_sizes: list[int] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    allowed: int = 0
 
     @property
     def hopeless(self) -> bool:
@@ -40,6 +42,18 @@ class MapCollector:
     def problem(self, code: str, message: str, address: int) -> None:
         self.problems[code] += 1
         self.survey.findings.error(code, message, path=PATH, address=address)
+
+    def fits(self, wanted: int) -> bool:
+        """Whether the budget allows ``wanted`` runs more."""
+        wanted += len(self.runs)
+        if wanted > self.allowed:
+            self.allowed = self.survey.budget.room(Cost.RUNS, wanted, self.survey.memory)
+        return wanted <= self.allowed
+
+    def give_up(self, address: int) -> None:
+        """The budget does not allow the node at ``address``: the map counts as incomplete."""
+        self.survey.give_up(Cost.RUNS, PATH, address)
+        self.missing += 1
 
     def add_nodes(self, addresses: U64Array, size: int) -> None:
         if len(addresses):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from abi.kho import KhoGeneration, MapKind
 from abi.memory_map import RadixGeometry
+from inspector.budget import Cost
 from inspector.memory.base import U8Array, U64Array
 from inspector.survey import Survey
 from inspector.walk.bitmap_chunks import walk_bitmap_chunks
@@ -35,7 +36,8 @@ class PreservedMap:
     Run i is ``counts[i]`` neighbouring blocks of ``2 ** orders[i]`` pages that start at
     ``starts[i]`` bytes. ``nodes`` are the addresses of the map's own pages and bitmaps,
     ``node_sizes`` their bytes. ``problems`` counts structural anomalies by finding code;
-    ``missing`` the nodes that the image lacks. ``turns`` tells, where runs overlap, which one
+    ``missing`` the nodes that the image lacks, and those that were not read since the budget was
+    spent as one. ``turns`` tells, where runs overlap, which one
     the kernel's walk meets when; None if in their own order.
     """
 
@@ -52,6 +54,9 @@ class PreservedMap:
     @cached_property
     def run_sizes(self) -> U64Array:
         """Bytes of each run."""
+        return self._sizes()
+
+    def _sizes(self) -> U64Array:
         shift = np.uint8(self.page_size.bit_length() - 1)
         if len(self.orders) and (self.orders == self.orders[0]).all():
             return self.counts << np.uint64(self.orders[0] + shift)
@@ -60,12 +65,17 @@ class PreservedMap:
     @cached_property
     def ends(self) -> U64Array:
         """First byte behind each run."""
-        return self.starts + self.run_sizes
+        return self.starts + self._sizes()
 
     @property
     def complete(self) -> bool:
         """Whether every node was there and made sense."""
         return not self.problems and not self.missing
+
+    def without_runs(self) -> PreservedMap:
+        """What is known of its nodes, for those who do not keep the runs."""
+        empty = np.empty(0, np.uint64)
+        return replace(self, starts=empty, counts=empty, orders=np.empty(0, np.uint8), turns=None)
 
     @cached_property
     def block_count(self) -> int:
@@ -87,6 +97,8 @@ class PreservedMap:
         """Disjoint intervals [start, end) of all that is preserved, ascending."""
         if len(self.starts) == 0:
             return self.starts, self.starts
+        if (self.starts[1:] > self.ends[:-1]).all():
+            return self.starts, self.ends
         reach = np.maximum.accumulate(self.ends)
         fresh = np.concatenate(([True], self.starts[1:] > reach[:-1]))
         first = fresh.nonzero()[0]
@@ -207,6 +219,7 @@ def walk_map(
 
 def _result(collector: MapCollector) -> PreservedMap:
     starts, counts, orders, turns = collector.runs.columns()
+    collector.survey.budget.spend(Cost.RUNS, len(starts))
     nodes, sizes = collector.node_columns()
     found = PreservedMap(
         collector.survey.page_size,

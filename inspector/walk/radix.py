@@ -167,14 +167,20 @@ def _leaves(
     leaves, prefixes = leaves[rank], prefixes[rank]
     few, many = max(DENSE_BATCH // page, 1), max(LEAF_BATCH // page, 1)
     buffer = np.empty((many, page), np.uint8)
-    at, batch = 0, few
+    at, batch, at_once = 0, few, len(leaves)
     while at < len(leaves):
-        end = min(at + batch * IN_PLACE, len(leaves))
+        end = min(at + batch * IN_PLACE, at + at_once, len(leaves))
         rows = _in_place(collector.survey.memory, leaves[at:end], page)
         if rows is None:
-            end = min(at + batch, len(leaves))
+            end = min(at + batch, at + at_once, len(leaves))
             rows = collector.survey.memory.gather(leaves[at:end], page, buffer)
         first, behind = bitmap_runs(rows.reshape(-1).view("<u8"))
+        if not collector.fits(len(first) + end - at):
+            if end - at > 1:
+                at_once = (end - at) // 2
+                continue
+            collector.give_up(int(leaves[at]))
+            return
         _leaf_runs(collector, geometry, first, behind, prefixes[at:end])
         # Where bits change all the time, what is made of fewer pages stays in the cache.
         batch = few if len(first) > rows.size // 16 else many

@@ -12,6 +12,7 @@ from inspector.memory.base import U8Array, U64Array
 I64Array = npt.NDArray[np.int64]
 
 _FIRST_ROOM = 1 << 12
+_MOST_EXPECTED = 1 << 27
 
 
 class RunColumns:
@@ -80,7 +81,8 @@ class RunColumns:
     def _room(self, count: int) -> tuple[int, int]:
         at, end = self._used, self._used + count
         if end > len(self._starts):
-            size = max(end + end // 2, self.expected)  # what is never written costs nothing
+            # What is never written costs nothing, but for a guess that is far too high.
+            size = max(end + end // 2, min(self.expected, _MOST_EXPECTED))
             self._starts, self._counts, self._orders = (
                 _grown(column[:at], size) for column in (self._starts, self._counts, self._orders)
             )

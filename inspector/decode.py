@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from abi.kho import KhoGeneration, MapKind
 from abi.luo import LuoGeneration
 from abi.registry import Generation
 from inspector import detect, recover
+from inspector.budget import Budget, Cost
 from inspector.detect import Verdict
 from inspector.image import Image, MapState, Moment, NoRootError, Root, Scratch
 from inspector.locate import Candidate, How, Location, locate, ram_of
@@ -28,6 +30,8 @@ from inspector.walk.preserved import walk_map
 
 #: So many things that are wrong with a map are faults: what was reused is wrong all over.
 _FAULTS = 2
+#: Sessions and files of a root that are looked at to tell which root is meant.
+_FILES = 1 << 14
 #: Records that a kernel is given when it boots.
 _BOOTED_FROM = (How.SETUP_DATA, How.CHOSEN)
 
@@ -45,8 +49,13 @@ def decode(
     opened.release()
     if not location.candidates or _root_left_out(opened, location):
         raise NoRootError(_why_no_root(opened, location))
-    roots = [_read_root(opened, c, overrides, page_size) for c in location.candidates[:8]]
-    usable = [r for r in roots if r is not None]
+    usable: list[Root] = []
+    for candidate in location.candidates[:8]:
+        found = _read_root(opened, candidate, overrides, page_size)
+        if found is not None and found.verdict.trial is not None and len(location.candidates) > 1:
+            found.verdict = replace(found.verdict, trial=found.verdict.trial.small())
+        if found is not None:
+            usable.append(found)
     if not usable:
         raise NoRootError("the pages of the KHO root are not in this image")
     best = _best(opened, usable)
@@ -122,7 +131,11 @@ def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
     """The root a user means: see :func:`_promise`."""
     if len(roots) == 1 or roots[0].candidate.score >= 1000:
         return roots[0]
-    surveys = {r.address: Survey(opened, r.verdict.page_size) for r in roots}
+    # Whether there are sessions is all that counts: the states of all roots are held together.
+    surveys = {
+        r.address: Survey(opened, r.verdict.page_size, budget=Budget({Cost.FILES: _FILES}))
+        for r in roots
+    }
     states = {r.address: _luo_of(surveys[r.address], r) for r in roots}
     for root in roots:
         known = states[root.address]
@@ -173,15 +186,14 @@ def _promise(root: Root, luo: Luo | None, left_out: bool) -> int:
 
 def _luo_of(survey: Survey, root: Root) -> Luo | None:
     """The sessions that a root leads to, as far as they can be read."""
-    for blob in clients.walk_blobs(survey, root.generation, root.tree.root):
-        raw = clients.read_client(survey, blob) if blob.name == b"LUO" else None
-        if raw is None:
-            continue
-        verdict = detect.detect_luo(raw, root.generation, root.verdict.page_size)
-        generation = cast("LuoGeneration | None", verdict.generation)
-        if generation is not None:
-            return walk_luo(survey, generation, blob.address, raw)
-    return None
+    blobs = clients.walk_blobs(survey, root.generation, root.tree.root)
+    blob = next((b for b in blobs if b.name == b"LUO"), None)
+    raw = clients.read_client(survey, blob) if blob is not None else None
+    if blob is None or raw is None:
+        return None
+    verdict = detect.detect_luo(raw, root.generation, root.verdict.page_size)
+    generation = cast("LuoGeneration | None", verdict.generation)
+    return walk_luo(survey, generation, blob.address, raw) if generation is not None else None
 
 
 def _handover(image: Image) -> None:
@@ -260,7 +272,7 @@ def _map(image: Image) -> str:
             f"the preserved-memory map ({gone} of {trial.anchors} blobs are not in it any more)"
         )
         return "; ".join(trial.candidate.violations[:4]) or str(nodes)
-    if trial.cut_short or trial.generation is not generation or image.survey.nodes:
+    if trial.cut_short or trial.dropped or trial.generation is not generation or image.survey.nodes:
         image.preserved = walk_map(image.survey, generation, root.map_address)
     else:  # the trial was this very walk
         image.preserved = trial.preserved
@@ -342,7 +354,17 @@ def _clients(image: Image) -> None:
     survey = image.survey
     root = image.root
     image.blobs = clients.walk_blobs(survey, root.generation, root.tree.root, root.address)
+    names: set[bytes] = set()
     for blob in image.blobs:
+        if blob.name in names:
+            survey.findings.warning(
+                "KHO-ROOT-009",
+                f"another blob has the name {blob.name!r}: only the first is decoded",
+                path=blob.path,
+                address=blob.address,
+            )
+            continue
+        names.add(blob.name)
         if blob.name == b"memblock":
             data = clients.read_client(survey, blob)
             if data is not None:

@@ -222,6 +222,10 @@ RULES = (
         "Its client restores it, if there is one.",
     ),
     Rule(
+        "KHO-ROOT-009", WARNING, "Two blobs have one name.",
+        "Its client finds the first: what hangs off others is lost.",
+    ),
+    Rule(
         "KHO-ROOT-010", ERROR, "The hand-over record gives a size of 0.",
         "7.3 disables KHO and boots: all state is lost.", test=_handover_size,
     ),

@@ -16,8 +16,8 @@ from inspector.walk.chain import block_entries
 from inspector.walk.contiguous import counted_rows
 from inspector.walk.iommu import device_name
 
-#: Slots that are made into objects: every function of sixteen PCI segments.
-MAX_SLOTS = 1 << 20
+#: Slots that are looked at: every function of four PCI segments.
+MAX_SLOTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +134,6 @@ def walk_pci(
             "KHO-PCI-001", f"PCI state has unknown version {version}", path=path, address=address
         )
     rows, addresses, complete = _slots(survey, generation, address, values, path)
-    if len(rows) > MAX_SLOTS:
-        survey.findings.error(
-            "KHO-PCI-005",
-            f"{len(rows)} slots: only {MAX_SLOTS} are decoded",
-            path=path,
-            address=address,
-        )
-        rows, addresses, complete = rows[:MAX_SLOTS], addresses[:MAX_SLOTS], False
     records = np.ascontiguousarray(rows).reshape(-1).view(generation.device.dtype)
     state = PciState(
         path, generation, address, version, count, maximum, records, addresses, complete
@@ -161,11 +153,26 @@ def _slots(
             return np.empty((0, entry.size), np.uint8), np.empty(0, np.uint64), True
         entries = block_entries(survey, values["devices"], entry, own, "PCI device block")
         survey.claim("block", own, entries.pages, survey.page_size)
-        return entries.data, entries.addresses, entries.complete
+        room = _room(survey, len(entries.data), path, address)
+        whole = entries.complete and room == len(entries.data)
+        return entries.data[:room], entries.addresses[:room], whole
     slots = values[generation.maximum or generation.count]
-    rows, addresses = counted_rows(survey, address + root.size, slots, entry, path)
+    room = _room(survey, slots, path, address)
+    rows, addresses = counted_rows(survey, address + root.size, room, entry, path)
     survey.claim("struct", path, address, root.size + len(rows) * entry.size)
     return rows, addresses, len(rows) == slots
+
+
+def _room(survey: Survey, slots: int, path: str, address: int) -> int:
+    """How many of the slots are looked at."""
+    if slots > MAX_SLOTS:
+        survey.findings.error(
+            "KHO-PCI-005",
+            f"{slots} slots: only {MAX_SLOTS} are decoded",
+            path=path,
+            address=address,
+        )
+    return min(slots, MAX_SLOTS)
 
 
 def _check(survey: Survey, state: PciState, certain: bool) -> None:
@@ -177,10 +184,14 @@ def _check(survey: Survey, state: PciState, certain: bool) -> None:
             path=state.path,
             address=state.address,
         )
-    if len(set(state.keys)) < len(state.keys):
+    again = len(state.keys) - len(set(state.keys))
+    if again:
         seen: set[tuple[int, int]] = set()
         for index, key in zip(np.flatnonzero(state.used).tolist(), state.keys, strict=True):
             if key in seen:
+                if not findings.room("KHO-PCI-003"):
+                    break
+                again -= 1
                 findings.error(
                     "KHO-PCI-003",
                     f"{device_name(*key)} twice",
@@ -188,6 +199,7 @@ def _check(survey: Survey, state: PciState, certain: bool) -> None:
                     address=int(state.addresses[index]),
                 )
             seen.add(key)
+        findings.suppress("KHO-PCI-003", again)
     in_use = len(state.keys)
     if state.complete and in_use != state.nr_devices and not certain:
         survey.cannot_tell("KHO-PCI-004", "what tells which slots are in use was left out")

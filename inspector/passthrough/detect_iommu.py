@@ -251,21 +251,29 @@ def _hints(evidence: Evidence, trial: Survey, state: IommuState) -> None:
 
 def domain_data_readings(survey: Survey, addresses: Sequence[int]) -> Anchors:
     """The domain addresses in iommufd files, in each way the files can be read."""
-    readings: list[U64Array] = []
-    for generation in _iommufd_generations():
-        if generation.entry is None:
-            continue
-        columns = []
-        budget = trial_budget()
-        for address in addresses:
-            state = walk_iommufd(trial_survey(survey, budget), generation, address, "/trial")
-            if state is None or not state.complete:
-                break
-            columns.append(state.records["domain_data"].astype(np.uint64))
-        else:
-            if columns:
-                readings.append(np.concatenate(columns))
-    return Anchors(tuple(readings))
+    readings = [
+        _domain_data(survey, generation, addresses)
+        for generation in _iommufd_generations()
+        if generation.entry is not None
+    ]
+    return Anchors(tuple(r for r in readings if r is not None))
+
+
+def _domain_data(
+    survey: Survey, generation: IommufdGeneration, addresses: Sequence[int]
+) -> U64Array | None:
+    """The domain addresses if files are of a generation; None if one of them cannot be."""
+    columns: list[U64Array] = []
+    budget = trial_budget()
+    for address in addresses:
+        trial = trial_survey(survey, budget)
+        state = walk_iommufd(trial, generation, address, "/trial")
+        if trial.given_up:
+            break  # those so far tell enough
+        if state is None or not state.complete:
+            return None
+        columns.append(state.records["domain_data"].astype(np.uint64))
+    return np.concatenate(columns) if columns else None
 
 
 def _iommufd_generations() -> Iterable[IommufdGeneration]:
@@ -334,8 +342,11 @@ def _judge_iommufd(
         return evidence
     states: list[Iommufd] = []
     trial = trial_survey(survey)
-    for address in addresses:
+    for number, address in enumerate(addresses):
         state = walk_iommufd(trial, generation, address, "/trial")
+        if trial.given_up:
+            addresses = addresses[:number]  # those so far tell enough
+            break
         if state is not None:
             states.append(state)
     lacking = trial.left_out > 0

@@ -10,8 +10,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from inspector.memory.base import PageState, PhysicalMemory
 from inspector.memory.mapped import MappedMemory
 
@@ -70,20 +68,11 @@ def trial() -> Budget:
 def stored_bytes(memory: PhysicalMemory) -> int:
     """Bytes that an image can hold something in.
 
-    Of a mapped file those that it stores, however many addresses lead to each, and none of
-    memory that is known to be zero. Of other containers, the memory that is present.
+    What a container stores counts once, however many addresses lead to it, and memory that is
+    known to be zero does not. Where neither is told, it is the memory that is present.
     """
-    if not isinstance(memory, MappedMemory):
-        return sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
-    places = [
-        (np.frombuffer(view, np.uint8).__array_interface__["data"][0], len(view))
-        for _, view in memory.extents()
-        if len(view)
-    ]
-    if not places:
-        return 0
-    start, size = np.array(sorted(places), np.int64).T
-    reach = np.maximum.accumulate(start + size)
-    # What each adds behind those that begin before it.
-    behind = np.maximum(start, np.append(start[0], reach[:-1]))
-    return int(np.maximum(start + size - behind, 0).sum())
+    if isinstance(memory, MappedMemory):
+        return sum(len(view) for _, view in memory.distinct())
+    if memory.scan_heads and memory.page_size:
+        return memory.page_size * sum(len(pages) for pages in memory.heads())
+    return sum(r.size for r in memory.regions if r.state is PageState.PRESENT)

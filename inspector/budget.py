@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from inspector.memory.base import PageState, PhysicalMemory
+from inspector.memory.base import PhysicalMemory
 from inspector.memory.mapped import MappedMemory
 
 #: Bytes of array entries that tell a layout, if any do: half a million of 16 bytes.
@@ -75,4 +75,4 @@ def stored_bytes(memory: PhysicalMemory) -> int:
         return sum(len(view) for _, view in memory.distinct())
     if memory.scan_heads and memory.page_size:
         return memory.page_size * sum(len(pages) for pages in memory.heads())
-    return sum(r.size for r in memory.regions if r.state is PageState.PRESENT)
+    return memory.regions.present.bytes

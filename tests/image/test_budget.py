@@ -24,8 +24,9 @@ from inspector.evidence import Plausibility
 from inspector.handlers.detect_kvm import detect_vm
 from inspector.image import Image, MapState
 from inspector.kernel import scenario
-from inspector.memory.base import PageState
+from inspector.memory.base import PageState, Region
 from inspector.memory.elfcore import write_core
+from inspector.memory.regions import Regions
 from inspector.memory.sparse import SparseMemory
 from inspector.passthrough.detect_iommu import detect_iommufd, domain_data_readings
 from inspector.survey import MAX_HOLES, Survey
@@ -125,6 +126,19 @@ def allowance(image: Image) -> int:
 def read(image: Image) -> int:
     """Bytes of folio entries that were read."""
     return sum(16 * len(m.folios.pfn) for _, m in image.memfds())
+
+
+def test_regions_are_summed_as_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SparseMemory([(0, 64 * PAGE), (1 << 40, 8 * PAGE)])
+    for page in (0, 1, 5, 63):
+        memory.write(page * PAGE, b"x")
+    memory.mark_zero(1 << 40, 2 * PAGE)
+
+    def listed(self: Regions) -> Iterator[Region]:
+        raise AssertionError("regions are looked at one by one")
+
+    monkeypatch.setattr(Regions, "__iter__", listed)
+    assert stored_bytes(memory) == 6 * PAGE
 
 
 # -- array entries ------------------------------------------------------------------------------

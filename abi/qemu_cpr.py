@@ -205,7 +205,7 @@ def decode(
     if version != VERSION:
         raise CprError(f"CPR state of version {version} is not known", 4)
     errors: list[CprError] = []
-    for frame in [framing] if framing else list(Framing):
+    for frame in [framing] if framing else _framings(data, head.at):
         for form in [fd_form] if fd_form else list(FdForm):
             try:
                 state = _decode_body(data, head.at, form, frame)
@@ -215,6 +215,11 @@ def decode(
             except CprError as error:
                 errors.append(error)
     raise max(errors, key=lambda error: error.offset)
+
+
+def _framings(data: bytes, at: int) -> list[Framing]:
+    """Those worth trying: no count is so large that its first byte begins a list."""
+    return [Framing.LIST] if data[at : at + 1] > b"\0" else list(Framing)
 
 
 def _check_guess(state: CprState, at: int) -> None:

@@ -110,6 +110,23 @@ def test_bad_streams(data: bytes, says: str, offset: int) -> None:
         qemu_cpr.decode(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "says", "offset"),
+    [
+        # The first byte begins a list: its name is not half a count and half a name.
+        (b"\1\x03\xc0\0\1" + b"\x1b" * 0x3C00000 + b"\0", "name of 62914560 bytes", 9),
+        (b"\2\0\0\0\1\0\0\0\2ab", "goes on with 0x02", 8),
+        # It does not: a count may stand there.
+        (b"\0\0\0\1\1\0\0\0\2ab", "not terminated", 17),
+        (b"\0\0\0\2\1\0\0\0\2a\0\0\0\0\0 \7", "goes on with 0x07", 24),
+    ],
+)
+def test_the_error_is_that_of_the_form_that_fits_best(data: bytes, says: str, offset: int) -> None:
+    with pytest.raises(CprError, match=says) as caught:
+        qemu_cpr.decode(b"QCPR\0\0\0\1" + data)
+    assert caught.value.offset == offset
+
+
 def test_entries_are_limited() -> None:
     entry = b"\1\0\0\0\2a\0\0\0\0\0 "
     data = b"QCPR\0\0\0\1" + entry * (qemu_cpr.MAX_ENTRIES + 1) + b"\0"

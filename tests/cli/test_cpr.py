@@ -229,6 +229,7 @@ def test_names_have_a_limit(kho: Run, tmp_path: Path, size: int) -> None:
         assert result.status == 8
         assert result.err.count("\n") == 1
         assert len(result.err) < 400
+        assert f"a name of {size} bytes; no more than" in result.err
 
 
 @pytest.mark.parametrize("raw", ["a", b"a", "\x1b", b"\x1b", b"\xff", "\u202e"])

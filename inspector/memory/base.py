@@ -154,6 +154,12 @@ class PhysicalMemory(ABC):
         """Whether a search leaves out, or has left out, what is not zeros."""
         return False
 
+    def zeros(self, pa: int, size: int) -> tuple[bool, int]:
+        """Whether memory at ``pa`` is zero, known without a look at it, and for how many of
+        ``size`` bytes this answer holds, at least. What is missing is not known to be zero.
+        """
+        return False, size
+
     def release(self) -> None:
         """Give back what a scan brought in, if it can be had again; no view is harmed."""
 

@@ -297,6 +297,20 @@ class MappedMemory(PhysicalMemory):
             for start, end in self._data_ranges(offset, offset + last + 1 - first):
                 yield first + start - offset, self._data[start:end]
 
+    def zeros(self, pa: int, size: int) -> tuple[bool, int]:
+        """Whether memory at ``pa`` is known to be zero, and for how many bytes this holds."""
+        index = self._table.find(pa)
+        if index < 0:
+            return False, size
+        first, last, kind, offset = self._table[index]
+        length = min(last + 1 - pa, size)
+        if kind != Kind.STORED:
+            return kind == Kind.ZERO, length
+        begin = offset + pa - first
+        for start, end in self._data_ranges(begin, begin + length):
+            return (True, start - begin) if start > begin else (False, end - begin)
+        return True, length
+
     def release(self) -> None:
         """Unmap the file's pages; those that are read again come from the page cache."""
         owner = self._data.obj

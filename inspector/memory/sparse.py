@@ -438,6 +438,18 @@ class SparseMemory(PhysicalMemory):
         """As :meth:`extents`, without what several addresses show of the base's container."""
         return self._joined(self._base.distinct())
 
+    def zeros(self, pa: int, size: int) -> tuple[bool, int]:
+        """Whether memory at ``pa`` is known to be zero, and for how many bytes this holds."""
+        pfn = pa >> self._shift
+        leaf, i = self._leaves.get(pfn // _LEAF, _BASE), pfn % _LEAF
+        pages, slot = _LEAF - i, leaf
+        if not isinstance(leaf, int):
+            slot = int(leaf[i])
+            same = leaf[i:] >= 0 if slot >= 0 else leaf[i:] == slot
+            pages = pages if same.all() else int(np.argmin(same))
+        size = min(size, (pfn + pages << self._shift) - pa)
+        return self._base.zeros(pa, size) if slot == _BASE else (slot == _ZERO, size)
+
     @property
     def aliased(self) -> bool:
         """Whether the base is."""

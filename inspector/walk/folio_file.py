@@ -188,7 +188,8 @@ def check_folios(survey: Survey, file: FolioFile) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a file's content: ``data`` at byte ``offset``, or a hole of ``size`` zeros.
+    """Part of a file's content: ``data`` at byte ``offset``, or ``size`` zeros: a hole, or memory
+    that is known to be zero.
 
     ``missing`` is the physical address of bytes that the image lacks, else None.
     """
@@ -207,7 +208,8 @@ def content(survey: Survey, file: FolioFile) -> Iterator[Piece]:
     """A file's content from 0 to its size, in order, in bounded pieces.
 
     What no folio covers is a hole. Overlapping folios are cut at the next one's start. What is
-    missing comes in runs of any length, as a folio may claim to be of any size.
+    missing, or zero without being stored, comes in runs of any length, as a folio may claim to be
+    of any size.
     """
     page = file.page_size
     offsets = file.offsets
@@ -242,7 +244,12 @@ class _Reader:
         """``size`` bytes at ``pa``, which are at ``offset`` of a file."""
         at = 0
         while at < size:
-            length = min(size - at, PIECE)
+            zero, length = self._memory.zeros(pa + at, size - at)
+            if zero:
+                yield Piece(offset + at, length, None)
+                at += length
+                continue
+            length = min(length, PIECE)
             present = self._memory.state(pa + at, length) is PageState.PRESENT
             if not present:
                 present, length = self._run(pa + at, size - at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,17 @@ import kho
 from inspector import memory
 from inspector.cli.app import app
 from inspector.decode import decode
-from inspector.diff import Kind, diff
+from inspector.diff import Diff, Kind, diff
 from inspector.diff.columns import changed_blocks
+from inspector.diff.contents import contents
 from inspector.kernel import scenario
+from inspector.memory.mapped import MappedMemory
+from inspector.memory.segments import Kind as SegmentKind
+from inspector.memory.segments import Segment, from_segments
 from inspector.memory.sparse import SparseMemory
+from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap
+from inspector.walk.vmalloc import FolioColumns
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 IMAGES = sorted(
@@ -126,6 +133,45 @@ def test_a_hole_is_not_made_to_be_compared() -> None:
     ]
     left.close()
     right.close()
+
+
+@pytest.mark.parametrize("change", [None, 0, 0x3001, (1 << 45) - 1])
+def test_known_zeros_are_compared_as_ranges(
+    monkeypatch: pytest.MonkeyPatch, change: int | None
+) -> None:
+    """A folio of 32 TiB of zeros, of which one image stores a page of zeros and a byte."""
+    read = 0
+
+    class Counted(MappedMemory):
+        def read(self, pa: int, size: int) -> bytes:
+            nonlocal read
+            read += size
+            return super().read(pa, size)
+
+    start, size = 1 << 45, 1 << 45
+    pieces = [Segment(start, start + size - 1, SegmentKind.ZERO)]
+    data = bytearray(8193)
+    stored = [Segment(start + (1 << 30), start + (1 << 30) + 4095, SegmentKind.STORED, 0)]
+    if change is not None:
+        data[4096] = 7
+        stored.append(Segment(start + change, start + change, SegmentKind.STORED, 4096))
+    left = Counted(from_segments(pieces), memoryview(b""))
+    right = Counted(from_segments(stored + pieces), memoryview(bytes(data)))
+    frame = np.array([start >> 12], np.uint64)
+    with kho.open(CORPUS / "linux-7.3.4-handoff.elf.zst") as image:
+        path = "/LUO/sessions/vm-alpha/files/0x1111111100000004"
+        file = replace(
+            image.find(path).object.state,
+            size=size,
+            folios=FolioColumns(frame, np.zeros(1, np.uint16), 0 * frame, None, complete=True),
+            orders=np.array([33], np.uint8),
+        )
+        one, other = (replace(image, survey=Survey(m, 4096)) for m in (left, right))
+        found = Diff()
+        contents(found, path, (one, file), (other, file))
+    wanted = [] if change is None else [f"content from byte {change:#x} on"]
+    assert [c.what for c in found.changes] == wanted
+    assert read <= 4096 + 1
 
 
 def test_only_moves_are_hidden_with_addresses() -> None:

@@ -55,6 +55,12 @@ def check(memory: PhysicalMemory, model: Model, probes: list[tuple[int, int]]) -
                 memory.read(pa, size)
             assert (caught.value.address, caught.value.state) == missing
         assert memory.state(pa, size) == model.state(pa, size)
+        if size:
+            zero, length = memory.zeros(pa, size)
+            assert 0 < length <= size
+            if zero:
+                assert model.first_missing(pa, length) is None
+                assert not any(model.read(pa, length))
     for size in {size for _, size in probes if size}:
         addresses = np.array([pa for pa, _ in probes], np.uint64)
         states = memory.states(addresses, size)

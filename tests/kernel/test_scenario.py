@@ -14,6 +14,8 @@ from abi.errors import UsageError
 from inspector import image as decoded_image
 from inspector.findings import Severity
 from inspector.kernel import profile_file, scenario, toml_file
+from inspector.kernel import room as rooms
+from inspector.kernel.outgoing import memfd
 from inspector.kernel.scenario import hardware_file
 from inspector.kernel.toml_file import Document, ScenarioError, parse_size
 
@@ -176,6 +178,94 @@ def test_bad_scenarios_name_line_key_and_reason(
     assert reason in message
     assert "\n" not in message
     assert caught.value.exit_status == 2
+
+
+SESSION = '[[session]]\nname = "{i}"\ncount = 2\n[[session.file]]\ntoken = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "asked", "hint"),
+    [
+        (SESSION + 'size = "3M"', 7, "session[0].file[0].size", "6 MiB", "sparse"),
+        (SESSION + 'count = 3\nsize = "1M"', 8, "session[0].file[0].size", "6 MiB", "sparse"),
+        (
+            SESSION + 'count = 3\nsize = "2M"\nfill = "every-other"',
+            8, "session[0].file[0].size", "6 MiB", "sparse",
+        ),
+        (
+            SESSION + '[[update]]\n[[update.file]]\nsize = "2M"\n'
+            '[[update]]\n[[update.file]]\nsize = "3M"',
+            12, "update[1].file[0].size", "5 MiB", "sparse",
+        ),
+        (
+            '[[file]]\nid = "f"\nsize = "1M"\n[[step]]\ndo = "write"\nfile = "f"\nsize = "4M"',
+            8, "step[0].size", "5 MiB", "for 4 MiB\n",
+        ),
+        (
+            "[[reserve_mem]]\nname = 'a'\nsize = '256M'\n"
+            "[[reserve_mem]]\nname = 'b'\nsize = '5M'\npattern = 1",
+            7, "reserve_mem[1].size", "5 MiB", "without a pattern",
+        ),
+        ("[kho_test]\npages = 2048", 3, "kho_test.pages", "8 MiB", "for 4 MiB\n"),
+    ],
+)  # fmt: skip
+def test_more_content_than_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch, text: str, line: int, key: str, asked: str, hint: str
+) -> None:
+    monkeypatch.setattr(scenario, "room", lambda: 4 << 20)
+    with pytest.raises(ScenarioError) as caught:
+        scenario.parse(HEAD + text, "s").run()
+    message = str(caught.value)
+    wanted = f"s:{line}: {key}: the scenario asks for {asked} of content in all, and there is"
+    assert message.startswith(f"{wanted} memory for 4 MiB")
+    assert hint in message + "\n"
+    monkeypatch.setattr(scenario, "room", lambda: 8 << 20)
+    scenario.parse(HEAD + text, "s").run()
+
+
+@pytest.mark.parametrize("fill", ["head", "tail", "zero"])
+def test_sparse_files_take_no_room(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
+    monkeypatch.setattr(scenario, "room", lambda: 1)
+    scenario.parse(HEAD + SESSION + f'size = "64M"\nfill = "{fill}"').run()
+
+
+def test_more_folios_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'kernel = "linux-7.3"\n[machine]\nram = ["16G"]\n' + SESSION
+    text += 'size = "7G"\nfill = "zero"\n'
+    monkeypatch.setattr(memfd, "room", lambda: 64 << 20)
+    with pytest.raises(ScenarioError, match=r"1835008 folios take 112 MiB .* huge = true makes"):
+        scenario.parse(text).run()
+    scenario.parse(text + "huge = true").run()
+
+
+def test_content_beyond_measure_is_one_line(tmp_path: Path) -> None:
+    text = 'kernel = "linux-7.3"\n[machine]\nram = ["15T"]\n' + SESSION + 'size = "10T"'
+    result = run(text, "s.toml", "-o", "out.elf", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "the scenario asks for 20 TiB of content in all" in result.stderr
+    assert not (tmp_path / "out.elf").exists()
+
+
+def test_room_is_what_the_machine_or_a_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LEAST", 0)
+    left = rooms.room()
+    assert left > 0
+    soft = {rooms.resource.RLIMIT_AS: 1 << 60, rooms.resource.RLIMIT_DATA: 1 << 60}
+    monkeypatch.setattr(rooms.resource, "getrlimit", lambda limit: (soft[limit], 1 << 60))
+    soft[rooms.resource.RLIMIT_DATA] = 1
+    assert rooms.room() == 0
+    monkeypatch.setattr(rooms, "LEAST", 5)
+    assert rooms.room() == 5
+
+
+def test_a_long_write_is_that_of_its_pieces() -> None:
+    text = HEAD + '[[file]]\nid = "f"\nsize = "1M"\nfill = "zero"\n[[step]]\ndo = "write"\n'
+    made = scenario.parse(text + 'file = "f"\noffset = 4099\nsize = "3M"\npattern = 5')
+    kernel = made.boot()
+    file = made.perform(kernel).memfd("f")
+    assert file.read(0, file.size) == bytes(4099) + memfd.pattern_bytes(5, 4099, 3 << 20)
+    # Its pages are taken all at once, as of any write.
+    assert [(extent.index, len(extent.frames)) for extent in file.extents] == [(1, 769)]
 
 
 def test_broken_toml() -> None:

@@ -26,12 +26,17 @@ from inspector.kernel.outgoing.file_handler import FileHandler
 from inspector.kernel.outgoing.kho import Kho, VmallocArea, VmallocDescriptor
 from inspector.kernel.outgoing.luo import Session
 from inspector.kernel.record import pack
+from inspector.kernel.room import room
+from inspector.text import size_text
 
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE, SEAL_EXEC = (
     1 << i for i in range(6)
 )
 #: Seals a file must have to back a preserved mapping.
 DMA_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW
+#: What a folio takes in the simulation, whatever it holds; a huge one is an extent of its own.
+_FOLIO, _HUGE_FOLIO = 64, 1024
+_SMALL = 64 << 20
 _UINT_MAX = (1 << 32) - 1
 _MAX_SIZE = (1 << 63) - 1
 
@@ -225,20 +230,32 @@ class Memfd:
         for low, high in self._holes(first, last):
             if self.frozen:
                 raise KernelErrno("EPERM", f"{self.name}: frozen while preserved")
+            self._check_room(high - low)
             if self.huge_order:
                 low, high = self._fill_huge(low, high)
             if low < high:
                 self.adopt(low, self.machine.alloc_many(high - low), 0)
+
+    def _check_room(self, pages: int) -> None:
+        """Raises UsageError for more folios than there is memory for, here, not in the machine."""
+        size = (pages >> self.huge_order) * (_HUGE_FOLIO if self.huge_order else _FOLIO)
+        ram = sum(r.size for r in self.machine.spec.ram)
+        if size < _SMALL or pages << self.machine.page_shift > ram:
+            return
+        if size > room():
+            more = "" if self.huge_order else ": huge = true makes larger ones"
+            raise UsageError(
+                f"{self.name}: {pages >> self.huge_order} folios take {size_text(size)} to be kept"
+                f" in mind, more than the {size_text(room())} that there is memory for{more}"
+            )
 
     def _fill_huge(self, low: int, high: int) -> tuple[int, int]:
         """Huge folios for a hole where they fit; returns the rest at the end."""
         order, step = self.huge_order, 1 << self.huge_order
         while low < high:
             first = low & -step
-            fits = first + step <= self.pages and not any(
-                True for e in self._extents if e.index < first + step and first < e.end
-            )
-            if fits:
+            whole = [(first, first + step)]
+            if first + step <= self.pages and self._holes(first, first + step) == whole:
                 self.adopt(first, self.machine.alloc_many(1, order), order)
                 low = first + step
             else:

@@ -12,6 +12,7 @@ injects the faults::
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -26,14 +27,16 @@ from inspector.kernel.outgoing.kernel import Image, Kernel, KhoTestSpec, Moment
 from inspector.kernel.outgoing.memfd import pattern_bytes
 from inspector.kernel.profile import Finalize, KernelProfile
 from inspector.kernel.profile import profile as find_profile
+from inspector.kernel.room import room
 from inspector.kernel.scenario import guest as scenario_guest
 from inspector.kernel.scenario import iommu as scenario_iommu
 from inspector.kernel.scenario import machine as scenario_machine
 from inspector.kernel.scenario import steps as scenario_steps
 from inspector.kernel.scenario import update as scenario_update
-from inspector.kernel.scenario.steps import Step, World
+from inspector.kernel.scenario.steps import AT_ONCE, Step, World
 from inspector.kernel.scenario.update import Update
 from inspector.kernel.toml_file import Document, ScenarioError, Table, read_text, unknown
+from inspector.text import size_text
 
 #: Importing them adds the file types and steps of layers that are in no release.
 _EXTENSIONS = (scenario_guest, scenario_iommu)
@@ -73,6 +76,7 @@ class Scenario:
 
     def boot(self, *, seed: int | None = None) -> Kernel:
         """The kernel, booted; nothing done yet. Raises ScenarioError if it cannot boot so."""
+        self._check_content()
         machine = self.machine if seed is None else replace(self.machine, seed=seed)
         try:
             kernel = Kernel(
@@ -95,9 +99,50 @@ class Scenario:
             raise self._error(("machine",), str(error)) from None
         for region in kernel.reserve_mem:
             if region.name in self.patterns:
-                content = pattern_bytes(self.patterns[region.name], 0, region.size)
-                kernel.machine.memory.write(region.start, content)
+                for at in range(0, region.size, AT_ONCE):
+                    length = min(AT_ONCE, region.size - at)
+                    content = pattern_bytes(self.patterns[region.name], at, length)
+                    kernel.machine.memory.write(region.start + at, content)
         return kernel
+
+    def _check_content(self) -> None:
+        """Raises ScenarioError if there is not the memory for what all kernels store together.
+
+        What a later kernel writes is stored besides what it finds. What the simulated machine
+        itself has no memory for is not counted: it ends in ENOMEM before it is stored.
+        """
+        ram = sum(r.size for r in self.machine.ram)
+        wanted: Counter[tuple[str | int, ...]] = Counter()
+        for path, size in self._content():
+            if size <= ram:
+                wanted[path] += size
+        most = room()
+        if wanted.total() > most:
+            largest, _ = wanted.most_common(1)[0]
+            hint = ': fill = "head" or "zero" makes a file sparse'
+            if "reserve_mem" in largest:
+                hint = ": a region without a pattern takes none"
+            elif "kho_test" in largest or "step" in largest:
+                hint = ""
+            raise self._error(
+                largest,
+                f"the scenario asks for {size_text(wanted.total())} of content in all,"
+                f" and there is memory for {size_text(most)}{hint}",
+            )
+
+    def _content(self) -> Iterator[tuple[tuple[str | int, ...], int]]:
+        """What is stored, and the key that asks for it."""
+        for i, region in enumerate(self.reserve_mem):
+            if region.name in self.patterns:
+                yield ("reserve_mem", i, "size"), region.size
+        for step in (*self.steps, *(step for update in self.updates for step in update.steps)):
+            path = step.table.path
+            yield (*path, "size") if step.table.has("size") else path, step.content
+        tests = [(self.root, self.kho_test), *((u.table, u.kho_test) for u in self.updates)]
+        for table, test in tests:
+            if test is not None:
+                at = () if table is None else table.path
+                yield (*at, "kho_test", "pages"), test.pages * self.machine.page_size
 
     def _error(self, path: tuple[str | int, ...], message: str) -> UsageError:
         """An error at a key, if the scenario is of a file."""

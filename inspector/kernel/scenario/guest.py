@@ -10,7 +10,16 @@ from abi.kvm import CARETAKER_STATES, kvm_caretaker_telemetry_ser
 from inspector.kernel.outgoing.kvm import AttributeRange, KvmVm
 from inspector.kernel.outgoing.memfd import pattern_bytes
 from inspector.kernel.outgoing.tmpfs import TmpfsMount
-from inspector.kernel.scenario.steps import FILE_TYPES, FILLS, Do, FileMaker, World, fill_file
+from inspector.kernel.scenario.steps import (
+    FILE_CONTENT,
+    FILE_TYPES,
+    FILLS,
+    Do,
+    FileMaker,
+    World,
+    file_content,
+    fill_file,
+)
 from inspector.kernel.toml_file import Table
 
 _FLAGS = {"mmap": GUEST_MEMFD_LUO_FLAG_MMAP, "init-shared": GUEST_MEMFD_LUO_FLAG_INIT_SHARED}
@@ -172,4 +181,9 @@ FILE_TYPES |= {
     "guest-memfd": _guest_memfd,
     "huge-memfd": _huge_memfd,
     "tmpfs-mount": _tmpfs,
+}
+FILE_CONTENT |= {
+    "kvm-vcpu": lambda table: table.size("state", 4096),
+    "guest-memfd": file_content,
+    "huge-memfd": file_content,
 }

@@ -21,6 +21,8 @@ from inspector.kernel.profile import KernelProfile
 from inspector.kernel.toml_file import ScenarioError, Table
 
 SEALS = {"seal": 1, "shrink": 2, "grow": 4, "write": 8, "future-write": 16, "exec": 32}
+#: Bytes of content that are made at a time.
+AT_ONCE = 1 << 20
 FILLS = ("pattern", "zero", "head", "tail", "every-other")
 
 
@@ -73,11 +75,15 @@ FileMaker = Callable[["str | None", str, "int | None", int], Do]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation. ``expect`` is the error it must end in, None for success."""
+    """One operation. ``expect`` is the error it must end in, None for success.
+
+    ``content`` is how many bytes other than zero it may store.
+    """
 
     do: Callable[[World], None]
     table: Table = field(repr=False)
     expect: str | None = None
+    content: int = 0
 
     def run(self, world: World) -> None:
         """Perform it. Raises ScenarioError, with the line, unless it ends as expected."""
@@ -150,6 +156,7 @@ def _file(table: Table, *, in_session: bool) -> Callable[[str | None], Iterator[
         raise table.error("token", f"{count} tokens from {token:#x} on do not fit in 64 bits")
     expect = _expect(table)
     make = FILE_TYPES[kind](table)
+    content = FILE_CONTENT[kind](table) if kind in FILE_CONTENT else 0
     base: str | None = table.text("id", None)
     table.done()
 
@@ -163,9 +170,18 @@ def _file(table: Table, *, in_session: bool) -> Callable[[str | None], Iterator[
     def steps(session: str | None) -> Iterator[Step]:
         for i in range(count):
             own = None if token is None else token + i
-            yield Step(make(session, name(session, own, i), own, i), table, expect)
+            yield Step(make(session, name(session, own, i), own, i), table, expect, content)
 
     return steps
+
+
+def file_content(table: Table) -> int:
+    """How much :func:`fill_file` stores of a file; next to nothing of the first or last page."""
+    if table.has("text"):
+        return len(table.text("text").encode())
+    size: int = table.size("size", 0)
+    fill = table.choice("fill", FILLS, "pattern")
+    return {"pattern": size, "every-other": size // 2}.get(fill, 0)
 
 
 def _memfd(table: Table) -> FileMaker:
@@ -206,7 +222,7 @@ def fill_file(file: Memfd, fill: str, token: int) -> None:
     page, size = file.machine.page_size, file.size
     if not size or fill == "zero":
         return
-    step, piece = {"pattern": (1 << 20, 1 << 20), "every-other": (2 * page, page)}.get(
+    step, piece = {"pattern": (AT_ONCE, AT_ONCE), "every-other": (2 * page, page)}.get(
         fill, (size, page)
     )
     first = (size - 1) // page * page if fill == "tail" else 0
@@ -232,6 +248,8 @@ def _seals(table: Table) -> int:
 
 #: Kinds of files that a session can hold.
 FILE_TYPES: dict[str, Callable[[Table], FileMaker]] = {"memfd": _memfd}
+#: How much a file of some kinds stores.
+FILE_CONTENT: dict[str, Callable[[Table], int]] = {"memfd": file_content}
 
 
 # -- steps ---------------------------------------------------------------------------------------
@@ -241,8 +259,9 @@ def _step(table: Table) -> Step:
     name = table.choice("do", STEPS)
     expect = _expect(table)
     do = STEPS[name](table)
+    content = file_content(table) if name == "write" else 0
     table.done()
-    return Step(do, table, expect)
+    return Step(do, table, expect, content)
 
 
 def _create_session(table: Table) -> Callable[[World], None]:
@@ -270,8 +289,14 @@ def _write(table: Table) -> Callable[[World], None]:
     text = table.text("text", None)
 
     def do(world: World) -> None:
-        data = text.encode() if text is not None else pattern_bytes(token, offset, size)
-        world.memfd(name).write(offset, data)
+        file = world.memfd(name)
+        if text is not None:
+            file.write(offset, text.encode())
+        elif size:
+            file.fallocate(offset, size)  # as a whole, as a write does
+            for at in range(offset, offset + size, AT_ONCE):
+                length = min(AT_ONCE, offset + size - at)
+                file.write(at, pattern_bytes(token, at, length))
 
     return do
 

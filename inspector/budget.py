@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from inspector.memory.base import PhysicalMemory
 from inspector.memory.mapped import MappedMemory
+from inspector.memory.sparse import SparseMemory
 
 #: Bytes of array entries that tell a layout, if any do: half a million of 16 bytes.
 _TRIAL = 8 << 20
@@ -28,7 +29,7 @@ class Cost(enum.Enum):
     #: alone is listed somewhere, as 16 bytes at least.
     RUNS = "runs of preserved blocks", 10 << 20, 16
     #: Sessions and files. The state of each file has a page of its own.
-    FILES = "sessions and files", 1 << 17, 4096
+    FILES = "sessions and files", 1 << 16, 4096
 
     def __init__(self, what: str, least: int, unit: int) -> None:
         self.what = what
@@ -71,6 +72,8 @@ def stored_bytes(memory: PhysicalMemory) -> int:
     What a container stores counts once, however many addresses lead to it, and memory that is
     known to be zero does not. Where neither is told, it is the memory that is present.
     """
+    if isinstance(memory, SparseMemory) and not memory.blank:
+        return stored_bytes(memory.base) + memory.written_bytes
     if isinstance(memory, MappedMemory):
         return sum(len(view) for _, view in memory.distinct())
     if memory.scan_heads and memory.page_size:

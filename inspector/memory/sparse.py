@@ -496,6 +496,16 @@ class SparseMemory(PhysicalMemory):
                 yield at, piece[at - start :]
 
     @property
+    def blank(self) -> bool:
+        """Whether there is nothing below the pages that were written: no image, RAM on paper."""
+        return self._blank
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the pages that were written."""
+        return self._used << self._shift
+
+    @property
     def base(self) -> PhysicalMemory:
         """What lies below the pages that were written."""
         return self._base

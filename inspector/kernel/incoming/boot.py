@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from abi import fdt
 from abi.boot import EARLY_MAP_PAGES, early_pages
 from abi.kho import KhoGeneration
+from inspector.budget import Budget, Cost
 from inspector.findings import Findings, Outcome
 from inspector.kernel.incoming import libfdt
-from inspector.kernel.incoming.restore import Freed, Marks
+from inspector.kernel.incoming.restore import Freed, Lost, Marks
 from inspector.kernel.incoming.view import Absent, PageFault, View
-from inspector.kernel.machine.frames import FrameSet
 from inspector.kernel.outcome import Notes, Reasons
 from inspector.kernel.profile import KernelProfile
 from inspector.locate import Candidate, Handover, How, Location
+from inspector.survey import Survey
 from inspector.walk.preserved import PreservedMap
 
 
@@ -42,9 +43,23 @@ class Booting:
     behaviours: Mapping[str, str] = field(default_factory=dict)
     freed: Freed = field(default_factory=Freed)
     #: Frames that were given back long before what lies in them is read.
-    lost: FrameSet = field(default_factory=FrameSet)
+    lost: Lost = field(default_factory=Lost)
     #: Whether libfdt reads the root FDT to its end.
     root_ends: bool = True
+    #: What files, their lists and the state of devices may cost together.
+    budget: Budget = field(default_factory=Budget)
+
+    def survey(self, per_code: int) -> Survey:
+        """A survey that takes from the budget, with so many findings of a code."""
+        memory, page = self.view.memory, self.view.page_size
+        return Survey(memory, page, Findings(per_code=per_code), budget=self.budget)
+
+    def spend(self, cost: Cost, amount: int, address: int) -> None:
+        """Take from the budget. Raises Absent if there is less left."""
+        if self.budget.room(cost, amount, self.view.memory) < amount:
+            why = f"more {cost.what} than an image of this size can have: they are not followed"
+            raise Absent(address, why)
+        self.budget.spend(cost, amount)
 
     @property
     def generation(self) -> KhoGeneration:

@@ -207,7 +207,7 @@ class Consumer:
                     " before: it cannot be restored",
                     path="/LUO", address=address, dmesg="kho_restore_page",
                 )  # fmt: skip
-        self.state.lost.add(self.state.freed.frames())
+        self.state.lost.see(self.state.freed)
 
     def retrieve_session(self, name: str | bytes) -> Session:
         """A session by name. Raises ENOENT, EINVAL (retrieved before), and what opening raises."""
@@ -236,7 +236,7 @@ class Consumer:
                 self.file_error(file, Outcome.FILE_ERROR, str(error), error.name)
                 raise
             except Absent as lack:
-                file.error = KernelErrno("EIO", f"page {lack.address:#x} is not in the image")
+                file.error = KernelErrno("EIO", str(lack))
                 self.file_error(file, Outcome.CANNOT_TELL, file.error.reason, address=lack.address)
                 raise file.error from None
             except PageFault as fault:
@@ -291,10 +291,7 @@ class Consumer:
             try:
                 self._finish(session, file)
             except Absent as lack:
-                self.file_error(
-                    file, Outcome.CANNOT_TELL, f"page {lack.address:#x} is not in the image",
-                    address=lack.address,
-                )  # fmt: skip
+                self.file_error(file, Outcome.CANNOT_TELL, str(lack), address=lack.address)
             except PageFault as fault:
                 self.file_error(
                     file, Outcome.BOOT_FAILS, f"finishing reads {fault.address:#x}: a page fault",

@@ -17,11 +17,12 @@ from abi.iommu import IommuGeneration
 from abi.iommufd import IommufdGeneration
 from abi.pci import PciGeneration
 from abi.vfio_pci import SavedCapability, VfioPciGeneration
+from inspector.budget import Cost
 from inspector.evidence import Plausibility
 from inspector.findings import Findings
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.incoming.boot import Booting
-from inspector.kernel.incoming.device_state import Devices
+from inspector.kernel.incoming.device_state import Devices, check_budget
 from inspector.kernel.incoming.in_use import protected
 from inspector.kernel.incoming.luo import FileEntry, FlbEntry, SessionEntry
 from inspector.kernel.incoming.pages import release, take_folio
@@ -159,6 +160,7 @@ def retrieve_iommufd(devices: Devices, entry: FileEntry) -> RestoredIommufd:
     if size > MAX_PAGES * boot.view.page_size:
         raise KernelErrno("EFAULT", f"{count} HWPTs are counted")
     if size:
+        boot.spend(Cost.ENTRIES, size, entry.data)
         protected(boot, entry.path, "the list of HWPTs", entry.data, root.size + size)
     start = entry.data + root.size
     rows = np.frombuffer(boot.view.read(start, size), layout.dtype)
@@ -214,8 +216,9 @@ def _saved_state(
     """The saved state of a device, as the first posting checks it. Raises EINVAL."""
     if values["cfg_size"] != device.cfg_size:
         raise KernelErrno("EINVAL", f"configuration space of {values['cfg_size']} bytes")
-    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
+    survey = boot.survey(per_code=4)
     found = walk_vfio_pci(survey, generation, entry.data, entry.path)
+    check_budget(survey)
     if any(item.code == "KHO-VFI-002" for item in survey.findings.items):
         raise KernelErrno("EINVAL", "the list of saved capabilities does not end")
     if found is None or found.saved_state is None:

@@ -75,7 +75,7 @@ class Devices:
     pci: set[int] | None = None
     pci_error: str = ""
     #: Pages that go when the last file of a layer is finished: layer -> addresses.
-    held: dict[str, list[int]] = field(default_factory=dict)
+    held: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     #: What the drivers go on with, by the token of the unit.
     tables: dict[int, InheritedTables] = field(default_factory=dict)
 
@@ -96,8 +96,8 @@ class Devices:
         flb.count -= 1
         if flb.count <= 0:
             flb.finished = True
-            for address in self.held.pop(FLB_OF[layer], ()):
-                self.boot.freed.add_one(address >> self.boot.view.page_shift, 0)
+            for address, order in self.held.pop(FLB_OF[layer], ()):
+                self.boot.freed.add_one(address >> self.boot.view.page_shift, order)
 
     def device(self, segment: int, bdf: int) -> PciDevice | None:
         """A device of the machine."""
@@ -111,11 +111,19 @@ def flb_name(boot: Booting, layer: str) -> bytes:
 
 
 def check_holes(found: Devices, survey: Survey, path: str) -> None:
-    """Raises Absent or PageFault for the first page that a walk lacked."""
+    """Raises Absent or PageFault for the first page that a walk lacked, or did not read."""
     for address, _ in survey.holes[:1]:
         if found.boot.view.in_ram(address) is False:
             raise PageFault(address)
         raise Absent(address)
+    check_budget(survey)
+
+
+def check_budget(survey: Survey) -> None:
+    """Raises Absent if the budget did not allow a walk to read everything."""
+    for item in survey.findings.items if survey.given_up else ():
+        if item.code == "KHO-LST-010":
+            raise Absent(item.address or 0, item.message)
 
 
 def take(found: Devices, address: int, path: str, what: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abi.iommu import IommuGeneration
 from abi.pci import PciGeneration
-from inspector.findings import Findings, Outcome
+from inspector.findings import Outcome
 from inspector.kernel.incoming.boot import Booting
 from inspector.kernel.incoming.device_domains import attach, unmatched
 from inspector.kernel.incoming.device_state import (
@@ -66,7 +66,7 @@ def start(boot: Booting, luo: Incoming, hardware: Hardware | None) -> Devices:
         )  # fmt: skip
     except Absent as lack:
         boot.reasons.add(
-            Outcome.CANNOT_TELL, "device state is not in the image", path=path,
+            Outcome.CANNOT_TELL, lack.why or "device state is not in the image", path=path,
             address=lack.address,
         )  # fmt: skip
     except PageFault as fault:
@@ -107,7 +107,7 @@ def _pci(found: Devices) -> None:
     flb = found.flbs.get(flb_name(boot, "pci"))
     if flb is None or not isinstance(generation, PciGeneration):
         return
-    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=8))
+    survey = boot.survey(per_code=8)
     state = walk_pci(survey, generation, flb.data, flb.path)
     check_holes(found, survey, flb.path)
     error = ""
@@ -133,8 +133,8 @@ def _pci(found: Devices) -> None:
     }
     orders = {page: take_folio(boot, page >> boot.view.page_shift) for page in sorted(pages)}
     for page, order in orders.items():
-        for i in range(1 << order if order >= 0 else 0):
-            found.held.setdefault("pci", []).append(page + i * boot.view.page_size)
+        if order >= 0:
+            found.held.setdefault("pci", []).append((page, order))
     keys = state.keys
     found.pci = {segment << 16 | bdf for segment, bdf in keys}
     for segment, bdf in keys:
@@ -168,15 +168,15 @@ def _iommu(found: Devices, flb: FlbEntry) -> None:
             field_at = flb.data + generation.flb.field(kind.root).offset
             raise Bug(f"{kind.root} is 0: panic", flb.path, field_at, "Kernel panic")
     take(found, flb.data, flb.path, "the root of the IOMMU state")
-    found.held["iommu"] = [flb.data]
-    survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=8))
+    found.held["iommu"] = [(flb.data, 0)]
+    survey = boot.survey(per_code=8)
     state = walk_iommu(survey, generation, flb.data, flb.path)
     assert state is not None
     for objects in (state.units, state.domains, state.devices):
         what = f"a page of the array of {objects.kind.name}"
         for page in objects.array.pages.tolist():
             take(found, page, objects.path, what)
-            found.held["iommu"].append(page)
+            found.held["iommu"].append((page, 0))
     _broken_arrays(found, survey)
     found.iommu = state
     for unit in state.units.live():

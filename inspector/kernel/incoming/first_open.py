@@ -13,6 +13,7 @@ import numpy.typing as npt
 from abi import luo as abi_luo
 from abi.block import KHO_MAX_BLOCKS
 from abi.schema import resolve
+from inspector.budget import Cost
 from inspector.findings import Outcome
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.incoming.blocks import block_chain, block_rows
@@ -42,7 +43,7 @@ def open_device(boot: Booting, luo: Incoming) -> None:
     """Deserialize once. Raises KernelErrno (EIO) if that failed; the reasons say why."""
     if not luo.opened:
         luo.opened = True
-        boot.lost.add(boot.freed.frames())
+        boot.lost.see(boot.freed)
         try:
             _deserialize(boot, luo)
         except KernelErrno as error:
@@ -80,8 +81,8 @@ def _deserialize(boot: Booting, luo: Incoming) -> None:
             _files(boot, luo, session, row, known)
     except Absent as lack:
         boot.reasons.add(
-            Outcome.CANNOT_TELL, "a page of the sessions is not in the image", path=path,
-            address=lack.address,
+            Outcome.CANNOT_TELL, lack.why or "a page of the sessions is not in the image",
+            path=path, address=lack.address,
         )  # fmt: skip
     except PageFault as fault:
         boot.reasons.add(
@@ -114,6 +115,7 @@ def _session_rows(boot: Booting, luo: Incoming) -> tuple[npt.NDArray[Any], list[
     if generation.sessions == "blocks":
         if not luo.sessions_at or luo.blocks is None:
             return np.empty(0, entry.dtype), []
+        boot.spend(Cost.FILES, int(luo.blocks[:, 1].sum()), luo.sessions_at)
         luo.pages += [(int(at), page) for at in luo.blocks[:, 0]]
         return block_rows(boot, luo.blocks, entry, path, "a block of sessions")
     size = abi_luo.LUO_SESSION_PGCNT * page
@@ -155,12 +157,14 @@ def _files(
         held = int(blocks[:, 1].sum())
         if held != count:
             raise KernelErrno("EINVAL", f"{count} files are counted, the blocks hold {held}")
+        boot.spend(Cost.FILES, held, files_at)
         rows, addresses = block_rows(boot, blocks, entry, path, "a block of files")
         luo.pages += [(int(at), page) for at in blocks[:, 0]]
     else:
         capacity = abi_luo.LUO_FILE_PGCNT * page // entry.size
         if count > capacity:
             raise KernelErrno("EINVAL", f"{count} files, the array holds {capacity}")
+        boot.spend(Cost.FILES, count, files_at)
         protected(boot, path, "the array of files", files_at, count * entry.size)
         rows = np.frombuffer(boot.view.read(files_at, count * entry.size), entry.dtype)
         addresses = [files_at + i * entry.size for i in range(count)]

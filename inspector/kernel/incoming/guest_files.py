@@ -16,10 +16,10 @@ import numpy as np
 from abi.guest_memfd import GUEST_MEMFD_LUO_FOLIO_UPTODATE
 from abi.kvm import VCPU_STRING, VM_STRING
 from abi.schema import Struct, resolve
-from inspector.findings import Findings
+from inspector.budget import Cost
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.incoming.boot import Booting
-from inspector.kernel.incoming.device_state import Devices
+from inspector.kernel.incoming.device_state import Devices, check_budget
 from inspector.kernel.incoming.in_use import protected
 from inspector.kernel.incoming.luo import FileEntry, SessionEntry
 from inspector.kernel.incoming.memory_file import RestoredFolios, discard, restore_folios
@@ -33,7 +33,6 @@ from inspector.kernel.incoming.pages import (
 from inspector.kernel.incoming.restore import I8Array
 from inspector.kernel.incoming.view import PageFault
 from inspector.memory.base import U64Array
-from inspector.survey import Survey
 from inspector.walk.contiguous import MAX_PAGES
 from inspector.walk.hugetlb import MAX_ORDER, Hugetlb, walk_hugetlb
 
@@ -245,15 +244,17 @@ def _pools(devices: Devices) -> Hugetlb:
         size = resolve(generation.layouts["hugetlb_ser"], boot.view.page_size).size
         boot.view.read(flb.data, size)
         protected(boot, flb.path, "struct hugetlb_ser", flb.data, size)
-        survey = Survey(boot.view.memory, boot.view.page_size, Findings(per_code=4))
-        flb.state = walk_hugetlb(survey, generation, flb.data, flb.path)
+        survey = boot.survey(per_code=4)
+        found = walk_hugetlb(survey, generation, flb.data, flb.path)
+        check_budget(survey)
+        flb.state = found
         wrong = [f for f in survey.findings.items if f.code in ("KHO-HTL-001", "KHO-HTL-003")]
         if flb.state is None or wrong:
             why = wrong[0].message if wrong else f"no struct at {flb.data:#x}"
             flb.error = KernelErrno("EINVAL", f"the pools of huge pages are refused: {why}")
             raise flb.error
         if take_folio(boot, flb.data >> boot.view.page_shift) >= 0:
-            devices.held.setdefault("hugetlb", []).append(flb.data)
+            devices.held.setdefault("hugetlb", []).append((flb.data, 0))
     assert isinstance(flb.state, Hugetlb)
     return flb.state
 
@@ -269,7 +270,7 @@ def _vm(boot: Booting, entry: FileEntry) -> RestoredVm:
         area = restore_vmalloc(boot, layout.nested(values, "mem_attrs"), entry.path)
         if count * 16 > area.size:
             raise PageFault(int(area.frames[-1]) << boot.view.page_shift)
-        attributes = area.words(boot.view, 2 * count).reshape(-1, 2)
+        attributes = area.words(boot, 2 * count).reshape(-1, 2)
         free_area(boot, area)
     if values.get("kho_folios"):
         frames, orders = _listed(boot, entry, values["kho_folios"])
@@ -282,6 +283,7 @@ def _listed(boot: Booting, entry: FileEntry, address: int) -> tuple[U64Array, I8
     count = int.from_bytes(boot.view.read(address, 8), "little")
     if 8 * count > MAX_PAGES * boot.view.page_size:
         raise KernelErrno("EINVAL", f"{count} folios are counted")
+    boot.spend(Cost.ENTRIES, 8 * count, address)
     protected(boot, entry.path, "the list of folios", address, 8 + 8 * count)
     raw = boot.view.read(address + 8, 8 * count) if count else b""
     frames = np.frombuffer(raw, "<u8").astype(np.uint64) >> np.uint64(boot.view.page_shift)
@@ -327,8 +329,10 @@ def _registers(boot: Booting, address: int) -> bytes:
     """The block of registers: nothing says how long they are, so all of it."""
     order = max(boot.marks.peek(address >> boot.view.page_shift), 0)
     size = boot.view.page_size << order
-    known = size <= _MOST_STATE and boot.view.present(address, size)
-    return boot.view.read(address, size) if known else b""
+    if size > _MOST_STATE or not boot.view.present(address, size):
+        return b""
+    boot.spend(Cost.ENTRIES, size, address)
+    return boot.view.read(address, size)
 
 
 def _telemetry(boot: Booting, address: int) -> dict[str, int] | None:

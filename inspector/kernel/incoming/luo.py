@@ -131,8 +131,8 @@ def start(boot: Booting) -> Incoming | None:
         return _start(boot, generation, blob)
     except Absent as lack:
         boot.reasons.add(
-            Outcome.CANNOT_TELL, "what LUO handed over is not in the image", path="/LUO",
-            address=lack.address,
+            Outcome.CANNOT_TELL, lack.why or "what LUO handed over is not in the image",
+            path="/LUO", address=lack.address,
         )  # fmt: skip
     except PageFault as fault:
         boot.reasons.add(

@@ -205,7 +205,7 @@ def _entries(boot: Booting, area: Area, count: int) -> tuple[U64Array, U64Array,
     """First frames, indices and flags of the folios; holes are skipped."""
     if count * 16 > area.size:
         raise PageFault(int(area.frames[-1]) << boot.view.page_shift)
-    words = area.words(boot.view, 2 * count)
+    words = area.words(boot, 2 * count)
     frames, index, flags = words[0::2] & _PFN, words[1::2], words[0::2] >> _PFN_BITS
     used = frames != 0
     if used.all():

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inspector.budget import Cost
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.incoming.boot import Booting
 from inspector.kernel.incoming.restore import I8Array
-from inspector.kernel.incoming.view import View
 from inspector.kernel.machine import MAX_ORDERS
 from inspector.memory.base import U64Array
 
@@ -52,8 +52,10 @@ class Area:
         """Bytes."""
         return len(self.frames) * (self.page_size << self.order)
 
-    def words(self, view: View, count: int) -> U64Array:
+    def words(self, boot: Booting, count: int) -> U64Array:
         """The first ``count`` 64-bit words. Raises Absent, PageFault."""
+        view = boot.view
+        boot.spend(Cost.ENTRIES, count * 8, int(self.frames[0]) << view.page_shift)
         block = view.page_size << self.order
         need = -(-count * 8 // block)
         frames = self.frames[:need]

@@ -233,10 +233,41 @@ class Freed:
             single = np.array(self._single.get(order, []), np.uint64)
             yield order, np.concatenate([single, *self._blocks.get(order, [])])
 
+    def ranges(self) -> tuple[U64Array, U64Array]:
+        """Disjoint ascending ranges [first, end) of all frames."""
+        lows = [np.empty(0, np.uint64)]
+        highs = [np.empty(0, np.uint64)]
+        for order, blocks in self.blocks():
+            lows.append(blocks)
+            highs.append(blocks + np.uint64(1 << order))
+        low, high = np.concatenate(lows), np.concatenate(highs)
+        rank = np.argsort(low, kind="stable")
+        low, reach = low[rank], np.maximum.accumulate(high[rank])
+        fresh = np.flatnonzero(np.append(True, low[1:] > reach[:-1])[: len(low)])
+        return low[fresh], reach[np.append(fresh[1:], len(low))[: len(fresh)] - 1]
+
     def frames(self) -> U64Array:
         """Every frame, ascending, each once."""
         parts = [frames_of(blocks, order) for order, blocks in self.blocks()]
         return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+
+
+class Lost:
+    """What was freed up to some moment: blocks of any size take no more than their ends."""
+
+    def __init__(self) -> None:
+        self._lows, self._highs = Freed().ranges()
+
+    def see(self, freed: Freed) -> None:
+        """All that was freed by now."""
+        self._lows, self._highs = freed.ranges()
+
+    def contains(self, frames: U64Array) -> npt.NDArray[np.bool_]:
+        """For each frame, whether it was freed."""
+        if not len(self._lows):
+            return np.zeros(len(frames), np.bool_)
+        i = np.searchsorted(self._lows, frames, side="right") - 1
+        return np.asarray((i >= 0) & (frames < self._highs[np.maximum(i, 0)]))
 
 
 @dataclass(slots=True)

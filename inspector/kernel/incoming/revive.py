@@ -23,6 +23,7 @@ from abi.kexec_metadata import (
 )
 from abi.kho_test import FoliosInfo, KhoTestGeneration
 from abi.vmalloc import kho_vmalloc
+from inspector.budget import stored_bytes
 from inspector.findings import Outcome
 from inspector.kernel.errno import KernelErrno
 from inspector.kernel.incoming import libfdt
@@ -35,6 +36,8 @@ from inspector.text import c_string, path_component
 
 #: Folio content that is summed at a time, bytes.
 _PIECE = 1 << 20
+#: Content of a self test that is summed up, even if the image stores less.
+_MOST_CONTENT = 1 << 30
 _RESERVE_MEM = re.compile(
     rb"(?:^| )reserve_mem=(0x[0-9a-fA-F]+|[1-9][0-9]*[KMGkmg]?):"
     rb"(0x[0-9a-fA-F]+|[1-9][0-9]*[KMGkmg]?):([^ :]+)"
@@ -131,8 +134,8 @@ def _run(boot: Booting, name: str, client: object) -> None:
                 _fresh(boot, region.name, path, boot.root)
     except Absent as lack:
         boot.reasons.add(
-            Outcome.CANNOT_TELL, f"what {name} handed over is not in the image", path=path,
-            address=lack.address,
+            Outcome.CANNOT_TELL, lack.why or f"what {name} handed over is not in the image",
+            path=path, address=lack.address,
         )  # fmt: skip
     except PageFault as fault:
         boot.reasons.add(
@@ -335,7 +338,7 @@ def _self_test(boot: Booting, found: Clients, blob: Blob) -> None:
             _test_failed(boot, blob, f"folios_info of {len(info)} bytes is no vmalloc descriptor")
             return
         area = restore_vmalloc(boot, kho_vmalloc.unpack(info), blob.path)
-        folios = area.words(boot.view, min(count, area.size // 8))
+        folios = area.words(boot, min(count, area.size // 8))
     _restore_test(boot, found, blob, folios, csum)
 
 
@@ -350,6 +353,9 @@ def _restore_test(boot: Booting, found: Clients, blob: Blob, folios: U64Array, c
     for order in np.unique(orders).tolist():
         boot.freed.add((folios >> shift)[orders == order], order)
     total = csum_of = 0
+    content = sum((boot.view.page_size << order) for order in orders.tolist())
+    if content > max(_MOST_CONTENT, stored_bytes(boot.view.memory)):
+        raise Absent(blob.address, f"the self test's folios are of {content} bytes: not summed up")
     for address, order in zip((folios >> shift << shift).tolist(), orders.tolist(), strict=True):
         size = boot.view.page_size << order
         for at in range(address, address + size, _PIECE):

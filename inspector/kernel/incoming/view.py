@@ -20,11 +20,15 @@ _ADDRESS_BITS = 52
 
 
 class Absent(Exception):
-    """The image lacks a page that the kernel would read."""
+    """The image lacks a page that the kernel would read.
 
-    def __init__(self, address: int) -> None:
-        super().__init__(f"page {address:#x} is not in the image")
+    ``why`` says why it is not read although it is there; empty if it is not.
+    """
+
+    def __init__(self, address: int, why: str = "") -> None:
+        super().__init__(why or f"page {address:#x} is not in the image")
         self.address = address
+        self.why = why
 
 
 class PageFault(Exception):

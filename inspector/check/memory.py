@@ -27,8 +27,18 @@ def _unpreserved(context: Context) -> None:
     if preserved is None:
         return
     extents = owned.unpreserved
+    paths, pages = _wanted(context)
+    lost = np.flatnonzero(~preserved.covers(pages, page))
+    # What could not be read was not claimed.
+    rows = np.flatnonzero(np.isin(extents.starts, pages[lost]))
+    pairs = zip(extents.starts[rows].tolist(), extents.claim[rows].tolist(), strict=True)
+    told = {(start, owned.claims[number].owner) for start, number in pairs}
+    shown = slice(0, context.room)
     for start, end, number in zip(
-        extents.starts.tolist(), extents.ends.tolist(), extents.claim.tolist(), strict=True
+        extents.starts[shown].tolist(),
+        extents.ends[shown].tolist(),
+        extents.claim[shown].tolist(),
+        strict=True,
     ):
         claim = owned.claims[number]
         context.report(
@@ -36,11 +46,8 @@ def _unpreserved(context: Context) -> None:
             path=claim.owner,
             address=start,
         )
-    # What could not be read was not claimed.
-    pairs = zip(extents.starts.tolist(), extents.claim.tolist(), strict=True)
-    told = {(start, owned.claims[number].owner) for start, number in pairs}
-    paths, pages = _wanted(context)
-    for i in np.flatnonzero(~preserved.covers(pages, page)).tolist():
+    context.count(max(len(extents) - shown.stop, 0))
+    for i in lost.tolist():
         pa, path = int(pages[i]), paths[i]
         if path not in _OUTSIDE_MAP and (pa, path) not in told:
             context.report(

@@ -18,12 +18,15 @@ from inspector.device_tables.claims import WalkedTable, claim_tables
 from inspector.image import Image
 from inspector.memory.base import U64Array
 from inspector.survey import Claim
+from inspector.walk.preserved import PreservedMap
 
 #: Kinds of claims on memory that is *not* meant to be in the map.
 OUTSIDE_MAP = frozenset(
     {"map-node", "scratch-array", "scratch", "boot-params", "device-tree", "handover"}
 )
 _NONE = np.empty(0, np.uint64)
+#: Runs of preserved blocks that are looked at together.
+_WINDOW = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,24 +162,57 @@ def _leaks(image: Image, extents: Extents) -> tuple[U64Array, U64Array, int]:
     preserved = image.preserved
     assert preserved is not None
     lows, highs = _union(extents)
-    starts, ends = preserved.starts, preserved.ends
-    if not len(starts):
+    starts = preserved.starts
+    ends = preserved.ends if preserved.disjoint else np.sort(preserved.ends)
+    found: list[tuple[U64Array, U64Array]] = []
+    slack = 0
+    for at in range(0, len(starts), _WINDOW):
+        low = starts[at]
+        high = starts[at + _WINDOW] if at + _WINDOW < len(starts) else ends[-1]
+        some = [_between(column, low, high) for column in (starts, ends, lows, highs)]
+        first, last, unused = _window(preserved, low, high, some, lows, highs)
+        found.append((first, last))
+        slack += unused
+    if not found:
         return _NONE, _NONE, 0
+    return (
+        np.concatenate([first for first, _ in found]),
+        np.concatenate([last for _, last in found]),
+        slack,
+    )
+
+
+def _between(column: U64Array, low: np.uint64, high: np.uint64) -> U64Array:
+    """The numbers of an ascending column that are in [low, high]."""
+    return column[
+        np.searchsorted(column, low, side="left") : np.searchsorted(column, high, side="right")
+    ]
+
+
+def _window(
+    preserved: PreservedMap,
+    low: np.uint64,
+    high: np.uint64,
+    cuts: list[U64Array],
+    lows: U64Array,
+    highs: U64Array,
+) -> tuple[U64Array, U64Array, int]:
+    """What :func:`_leaks` tells, of [low, high): ``lows`` to ``highs`` is what is claimed."""
     # Cut the line at every edge, keep the pieces that are preserved and not claimed.
-    edges = np.sort(np.concatenate((starts, ends, lows, highs)))
-    edges = edges[np.concatenate(([True], edges[1:] != edges[:-1]))] if len(edges) else edges
+    edges = np.sort(np.concatenate((*cuts, np.array([low, high], np.uint64))))
+    edges = edges[np.append(True, edges[1:] != edges[:-1])]
     left, right = edges[:-1], edges[1:]
+    starts, ends = preserved.starts, preserved.ends
     run = np.searchsorted(starts, left, side="right") - 1
     inside = (run >= 0) & (left < ends[np.maximum(run, 0)])
     claim = np.searchsorted(lows, left, side="right") - 1
     if len(lows):
         inside &= ~((claim >= 0) & (left < highs[np.maximum(claim, 0)]))
     left, right, run = left[inside], right[inside], run[inside]
-    block = np.uint64(image.page_size) << preserved.orders[run].astype(np.uint64)
+    block = np.uint64(preserved.page_size) << preserved.orders[run].astype(np.uint64)
     one = np.uint64(1)
     first = starts[run] + (left - starts[run] + block - one) // block * block
     last = starts[run] + (right - starts[run]) // block * block
     whole = last > first
     leaked = np.where(whole, last - first, np.uint64(0))
-    slack = int(((right - left) - leaked).sum())
-    return first[whole], last[whole], slack
+    return first[whole], last[whole], int(((right - left) - leaked).sum())

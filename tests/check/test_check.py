@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -334,3 +335,45 @@ def test_what_lies_behind_a_table_that_the_dump_left_out_is_no_leak(table: str) 
     named = state.domains[0] if table == "top_table_phys" else state.units[0]
     report = check(without(simulated, getattr(named, table)), rules=["KHO-MEM-012"])
     assert (report.findings, list(report.undecided)) == ((), ["KHO-MEM-012"])
+
+
+def test_unclaimed_blocks_are_sought_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as all at once, however the runs fall into windows."""
+    from inspector.check import ownership
+
+    image = decode(scenario.load("linux-7.3").run().memory)
+    assert image.preserved is not None
+    image.survey.claims = [c for c in image.survey.claims if c.kind != "struct"][::2]
+    whole = ownership.account(image)
+    assert whole.leaked
+    for window in (1, 2, 7):
+        monkeypatch.setattr(ownership, "_WINDOW", window)
+        parts = ownership.account(image)
+        assert (parts.leaked, parts.slack) == (whole.leaked, whole.slack)
+        assert parts.leak_starts.tolist() == whole.leak_starts.tolist()
+        assert parts.leak_ends.tolist() == whole.leak_ends.tolist()
+
+
+def test_unpreserved_memory_is_counted_beyond_what_is_told() -> None:
+    """Those that are not described are counted, each once."""
+    text = """
+kernel = "linux-7.3"
+[machine]
+ram = ["256M"]
+[[session]]
+name = "vm"
+[[session.file]]
+token = 1
+size = "4M"
+"""
+    image = decode(scenario.parse(text).run().memory)
+    assert image.preserved is not None
+    image.preserved = replace(
+        image.preserved.without_runs(),
+        starts=image.preserved.starts[:1],
+        counts=image.preserved.counts[:1],
+        orders=image.preserved.orders[:1],
+    )
+    report = check(image, rules=["KHO-MEM-010"])
+    told, counted = len(report.findings), report.suppressed["KHO-MEM-010"]
+    assert told + counted == len(report.ownership.unpreserved)

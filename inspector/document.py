@@ -18,8 +18,16 @@ from inspector.walk.luo import File, Flb, Session
 from inspector.walk.memfd import Memfd
 
 
-def document(image: Image, *, devices: bool = True) -> dict[str, Any]:
-    """The whole image, without the ``schema_version``; ``devices`` False: nor IOMMU nor PCI."""
+def document(
+    image: Image,
+    *,
+    devices: bool = True,
+    encode: Callable[[File], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The whole image, without the ``schema_version``; ``devices`` False: nor IOMMU nor PCI.
+
+    ``encode`` makes the entry of a file, if it is not :func:`file` that does.
+    """
     root = image.root
     return {
         "root": {
@@ -67,7 +75,7 @@ def document(image: Image, *, devices: bool = True) -> dict[str, Any]:
             {"name": name_text(b.name), "address": hex(b.address), "size": b.size}
             for b in image.blobs
         ],
-        "luo": _luo(image),
+        "luo": _luo(image, encode or file),
         **(_passed_through(image) if devices else {}),
         "lost": image.lost,
         "findings": [finding(f) for f in image.findings],
@@ -154,7 +162,7 @@ def _metadata(image: Image) -> dict[str, Any] | None:
     }
 
 
-def _luo(image: Image) -> dict[str, Any] | None:
+def _luo(image: Image, encode: Callable[[File], dict[str, Any]]) -> dict[str, Any] | None:
     luo = image.luo
     if luo is None:
         return None
@@ -163,20 +171,20 @@ def _luo(image: Image) -> dict[str, Any] | None:
         "generation": luo.generation.id,
         "recovered": luo.recovered,
         "liveupdate_number": luo.number,
-        "sessions": [session(s) for s in luo.sessions],
+        "sessions": [session(s, encode) for s in luo.sessions],
         "flbs": [flb(f) for f in luo.flbs],
     }
 
 
-def session(one: Session) -> dict[str, Any]:
-    """A session."""
+def session(one: Session, encode: Callable[[File], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A session; ``encode`` makes the entry of a file."""
     return {
         "name": name_text(one.name),
         "path": one.path,
         "address": hex(one.address),
         "count": one.count,
         "complete": one.complete,
-        "files": [file(f) for f in one.files],
+        "files": [(encode or file)(f) for f in one.files],
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from inspector.diff import columns, mappings
 from inspector.diff.changes import Change, Diff, Kind
 from inspector.diff.contents import contents as compare_contents
-from inspector.diff.objects import Comparison, handover
+from inspector.diff.objects import Comparison, Later, handover
 from inspector.document import document
 from inspector.image import Image
 
@@ -32,7 +32,7 @@ def diff(
     """
     found = Diff(limit=limit)
     comparison = Comparison(found, before, after, addresses)
-    comparison.objects(document(before), document(after), "")
+    comparison.objects(document(before, encode=Later), document(after, encode=Later), "")
     handover(found, before, after)
     if addresses:
         columns.blocks(found, before, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,9 @@ from inspector.diff.changes import Change, Diff, Kind
 from inspector.image import Image
 from inspector.walk.folio_file import FolioFile
 from inspector.walk.preserved import PreservedMap
+
+#: Runs of blocks of each side that are compared at a time.
+_WINDOW = 1 << 18
 
 
 def blocks(found: Diff, before: Image, after: Image) -> None:
@@ -33,10 +37,43 @@ def changed_blocks(
     one: PreservedMap, other: PreservedMap
 ) -> Iterator[tuple[Kind, int, int, int | None, int | None]]:
     """(kind, start, size, old order, new order) of each range of blocks that differs."""
-    edges = np.sort(np.concatenate((one.starts, one.ends, other.starts, other.ends)))
-    if len(edges) == 0:
+    held: tuple[Kind, int, int, int | None, int | None] | None = None
+    for low, high in _windows(one, other):
+        for kind, start, size, old, new in _changed(one, other, low, high):
+            if held is not None:
+                if (held[0], *held[3:]) == (kind, old, new) and held[1] + held[2] == start:
+                    held = (kind, held[1], held[2] + size, old, new)
+                    continue
+                yield held
+            held = (kind, start, size, old, new)
+    if held is not None:
+        yield held
+
+
+def _windows(one: PreservedMap, other: PreservedMap) -> Iterator[tuple[int, int]]:
+    """Ranges [low, high) of addresses with a bounded number of runs, all that is preserved."""
+    sides = [side for side in (one, other) if len(side.starts)]
+    if not sides:
         return
-    edges = edges[np.concatenate(([True], edges[1:] != edges[:-1]))]
+    cuts = {int(start) for side in sides for start in side.starts[::_WINDOW]}
+    cuts.add(max(int(side.ends.max()) for side in sides))
+    yield from itertools.pairwise(sorted(cuts))
+
+
+def _changed(
+    one: PreservedMap, other: PreservedMap, low: int, high: int
+) -> Iterator[tuple[Kind, int, int, int | None, int | None]]:
+    """What :func:`changed_blocks` tells, of the addresses in [low, high)."""
+    cuts = [np.array([low, high], np.uint64)]
+    for side in (one, other):
+        for column in (side.starts, side.ends):
+            if side.disjoint:
+                rows = slice(*np.searchsorted(column, cuts[0]).tolist())
+                cuts.append(column[rows])
+            else:
+                cuts.append(column[(column >= cuts[0][0]) & (column < cuts[0][1])])
+    edges = np.sort(np.concatenate(cuts))
+    edges = edges[np.append(True, edges[1:] != edges[:-1])]
     left, right = edges[:-1], edges[1:]
     old, had = one.orders_at(left)
     new, has = other.orders_at(left)

@@ -12,8 +12,10 @@ from collections import Counter
 from typing import Any
 
 from inspector.diff.changes import Change, Diff, Kind
+from inspector.document import file as file_entry
 from inspector.image import Image, Moment
 from inspector.text import name_bytes, path_component
+from inspector.walk.luo import File
 
 #: What identifies an object of a list: the first of these whose keys it has.
 IDENTITIES: tuple[tuple[str, ...], ...] = (
@@ -43,6 +45,22 @@ CONSUMER_WRITES = {
     "flags": "the consumer marks what it has restored INCOMING",
     "incoming": "the consumer marks what it has restored INCOMING",
 }
+
+
+class Later(dict[str, Any]):
+    """A file of which no more is there than what it is called, until it is compared.
+
+    Files can have so many parts that those of two images do not fit into memory at once.
+    """
+
+    def __init__(self, one: File) -> None:
+        super().__init__(token=hex(one.token))
+        self.file = one
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = None
 
 
 class Comparison:
@@ -87,11 +105,13 @@ class Comparison:
         left, right = _by_identity(one), _by_identity(other)
         for name in dict.fromkeys((*left, *right)):
             if name not in right:
-                self.add(Kind.REMOVED, path, name, _short(left[name]), None)
+                self.add(Kind.REMOVED, path, name, _short(_whole(left[name])), None)
             elif name not in left:
-                self.add(Kind.ADDED, path, name, None, _short(right[name]))
+                self.add(Kind.ADDED, path, name, None, _short(_whole(right[name])))
             else:
-                self.objects(left[name], right[name], f"{path}/{_component(name)}")
+                mine, its = _whole(left[name]), _whole(right[name])
+                if mine != its:
+                    self.objects(mine, its, f"{path}/{_component(name)}")
 
     def add(self, kind: Kind, path: str, what: str, before: Any, after: Any) -> None:
         why = self.reason(path, what, before, after)
@@ -118,6 +138,10 @@ class Comparison:
         if path == "/scratch" and before is not None:
             return "the rest of the page of the array is reused"
         return ""
+
+
+def _whole(item: dict[str, Any]) -> dict[str, Any]:
+    return file_entry(item.file) if isinstance(item, Later) else item
 
 
 def _component(name: str) -> str:

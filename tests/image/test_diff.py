@@ -313,3 +313,60 @@ def test_paths_of_sessions_and_files_are_those_that_dump_takes() -> None:
     for path in paths:
         assert other.find(path).object is not None
     assert ("memfd.size", 4096, 12288) in [(c.what, c.before, c.after) for c in found.changes]
+
+
+def test_blocks_are_compared_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as all at once, overlapping runs included."""
+    from inspector.diff import columns
+
+    random = np.random.default_rng(5)
+
+    def some(apart: bool) -> PreservedMap:
+        counts = random.integers(1, 4, 40)
+        starts = np.sort(random.integers(0, 150, 40)) * 4096
+        if apart:
+            starts = (np.cumsum(counts) - counts + np.cumsum(random.integers(0, 2, 40))) * 4096
+        none = np.empty(0, np.uint64)
+        orders = random.integers(0, 2, 40).astype(np.uint8) * (not apart)
+        return PreservedMap(
+            4096, starts.astype(np.uint64), counts.astype(np.uint64), orders.astype(np.uint8),
+            none, none,
+        )  # fmt: skip
+
+    for apart in (True, False):
+        for _ in range(20):
+            one, other = some(apart), some(apart)
+            monkeypatch.setattr(columns, "_WINDOW", 1 << 18)
+            expected = list(changed_blocks(one, other))
+            monkeypatch.setattr(columns, "_WINDOW", 3)
+            assert list(changed_blocks(one, other)) == expected
+            assert not list(changed_blocks(one, one))
+
+
+def test_files_are_compared_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all entries of all files are there at once, and still each is compared."""
+    from inspector.diff import objects
+
+    text = SESSION.format(size="64K")
+    one, other = (decode(scenario.parse(t).run().memory) for t in (text, text.replace("64", "68")))
+    assert one.luo is not None
+    made: list[int] = []
+    monkeypatch.setattr(objects, "file_entry", lambda f, real=objects.file_entry: (
+        made.append(f.token), real(f))[1])  # fmt: skip
+    assert not diff(one, one).changes
+    assert sorted(made) == sorted(2 * [f.token for s in one.luo.sessions for f in s.files])
+    changed = [c for c in diff(one, other).changes if c.what == "memfd.size"]
+    assert [(c.before, c.after) for c in changed] == [(64 << 10, 68 << 10)] * 3
+
+
+SESSION = """
+kernel = "linux-7.3"
+[machine]
+ram = ["256M"]
+[[session]]
+name = "vm"
+[[session.file]]
+token = 1
+count = 3
+size = "{size}"
+"""

@@ -116,12 +116,17 @@ def test_a_case_is_not_larger_than_what_is_written(tmp_path: Path) -> None:
 
 
 def test_a_base_is_made_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(case: cases.Case) -> Base:
+        raise AssertionError(f"there is room for {len(bytes(1 << 30))} bytes")
+
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     monkeypatch.setattr(cases, "BASE_ROOM", 64 << 20)
     text = TINY.format(kernel="linux-7.3").replace('"64M"', '"2G"').replace('"4K"', '"512M"')
-    case = cases.Case("decode", {"scenario": text}, "", ())
+    with pytest.raises(UsageError, match="512 MiB of content in all, and there is memory for"):
+        cases.replay(cases.Case("decode", {"scenario": text}, "", ()))
+    monkeypatch.setattr(cases, "subject", greedy)
     with pytest.raises(UsageError, match="cannot be made: memory"):
-        cases.replay(case)
+        cases.replay(cases.Case("decode", {}, "", ()))
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
 
 

@@ -242,6 +242,11 @@ def _note_anomalies(image: Image) -> None:
         )  # fmt: skip
     if root.generation is not None and not root.map_address:
         name = root.generation.map_property
+        if root.map_address == 0 and root.candidate.how is How.KHO_OUT:
+            image.survey.cannot_tell(
+                "KHO-ROOT-003", "up to 6.19 a kernel makes its map when it hands over"
+            )
+            return
         findings.error(
             "KHO-ROOT-003",
             f"{name} is 0" if root.map_address == 0 else f"root has no usable {name}",

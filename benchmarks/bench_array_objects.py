@@ -1,11 +1,10 @@
 """100,000 objects of a chain of array pages: IOMMU domains, devices and units.
 
 Both contestants end up with the objects side by side and the address of each; how many there
-are is known at the end only. First from pages that are known (count within capacity checked):
-this is what the limit is for. Then from the first page alone, following the chain with every
-check (alignment, bounds, no page twice): each step waits for memory, in any language, and Python
-then still has to copy what C copies while it is there, so that ratio is the worse one. The chase
-by itself has a limit of its own: see ``bench_pointer_chase``.
+are is known at the end only. First from pages that are known (count within capacity checked),
+then from the first page alone, following the chain with every check (alignment, bounds, no page
+twice). Each step of a chain waits for memory, in any language, and Python then still has to copy
+what C copies while it is there: that is why the second ratio is the worse one.
 """
 
 from __future__ import annotations
@@ -169,5 +168,5 @@ def _bench(library: ctypes.CDLL, kind: ArrayKind, seed: int) -> Iterator[Result]
     )
     check = True
     yield compare(
-        f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, limit=None, rounds=25
+        f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, limit=_LIMIT, rounds=25
     )

@@ -11,6 +11,8 @@ they come behind the data.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import struct
@@ -23,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from abi.errors import UsageError
+from inspector.background import Background
 from inspector.memory import notes as elf_notes
+from inspector.memory import zst
 from inspector.memory.base import MemoryFault, PhysicalMemory
 from inspector.memory.elf import (
     ET_CORE,
@@ -45,7 +49,7 @@ from inspector.memory.ranges import (
     present,
 )
 from inspector.memory.sparse import SparseMemory
-from inspector.output import atomic_output
+from inspector.output import OutputError, atomic_output
 
 Pieces: TypeAlias = Sequence[tuple[int, "bytes | bytearray | memoryview"]]
 #: Address, size, the bytes (None: zeros), and whether they are all zero.
@@ -62,8 +66,6 @@ _MIN_ZERO = 4 * _PAGE
 _MAX_SPARE = 4096
 #: Bytes and pieces (IOV_MAX of Linux) that are written together.
 _BATCH, _MAX_PARTS = 8 << 20, 1024
-#: Larger cores are compressed at the fastest level.
-_MUCH = 1 << 30
 #: Room for more headers than that is not made in front of the data.
 _MAX_HEADERS = 1 << 17
 
@@ -96,8 +98,9 @@ def write_core(
     ``store_zeros`` stores pages of zeros like all others, as holes of the file, for tools
     that do not know our note (drgn cannot read them otherwise). ``compress`` makes zstd
     of it; default: if the name ends in ``.zst``. An existing file is replaced only with
-    ``force``, and none is published if ``verify``, called with the path of what was written,
-    raises. ``digests`` is filled with what was written, in order.
+    ``force``, and none is published if ``verify`` raises: it is called with a path of the core,
+    while that is synced, or compressed; and what was compressed is compared with it.
+    ``digests`` is filled with what was written, in order.
 
     Raises UsageError for a wrong call, OutputError if the file cannot be written.
     """
@@ -132,13 +135,31 @@ def write_core(
     core.excluded = left
     tail = (notes or {}, vmcoreinfo)
     compress = str(path).endswith(".zst") if compress is None else compress
-    with atomic_output(path, force=force, verify=verify) as fd:
-        if not compress:
+    if not compress:
+        with atomic_output(path, force=force, verify=verify) as fd:
             core.write(fd, chunks, *tail)
-            return
-        with tempfile.TemporaryFile(prefix="kho-") as plain:
-            core.write(plain.fileno(), chunks, *tail)
-            _compress(plain.fileno(), fd)
+        return
+    with _temporary_file() as plain:
+        same = None if verify is None else functools.partial(zst.check, plain=plain)
+        with atomic_output(path, force=force, verify=same) as fd:
+            core.write(plain, chunks, *tail)
+            with Background("compress") as thread:
+                thread.call(functools.partial(zst.compress, plain), fd)
+                if verify is not None:
+                    verify(f"/dev/fd/{plain}")
+
+
+@contextlib.contextmanager
+def _temporary_file() -> Iterator[int]:
+    """The descriptor of an unnamed file. Raises OutputError if it cannot be made."""
+    try:
+        file = tempfile.TemporaryFile(prefix="kho-")  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: cannot be written: {error.strerror or error}"
+        ) from None
+    with file:
+        yield file.fileno()
 
 
 def is_direct(memory: PhysicalMemory) -> bool:
@@ -380,22 +401,3 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while len(data):
         done = os.pwrite(fd, data[: 1 << 24], offset)
         data, offset = data[done:], offset + done
-
-
-def _compress(source: int, target: int) -> None:
-    """zstd, in bounded memory, with the size of the content in the frame.
-
-    Page tables and lists shrink to the same size at any level; where there is more than that,
-    it is content, which may not shrink at all: a high level takes twenty times as long then.
-    """
-    import zstandard
-
-    size = os.lseek(source, 0, os.SEEK_END)
-    os.lseek(source, 0, os.SEEK_SET)
-    level = 3 if size < _MUCH else 1
-    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
-    with (
-        open(source, "rb", closefd=False) as reader,
-        open(target, "wb", closefd=False) as writer,
-    ):
-        compressor.copy_stream(reader, writer, size=size)

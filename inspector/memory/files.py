@@ -131,7 +131,7 @@ class Spool:
         """``name`` is the input that is spooled, for messages."""
         self._name = name
         self._file = tempfile.TemporaryFile(prefix="kho-")  # noqa: SIM115
-        self._pending = bytearray()
+        self._pending = bytearray()  # less than a block
         self._position = 0
         self._written = self._checked = 0
         self._limit: tuple[int, str] | None = None
@@ -155,46 +155,56 @@ class Spool:
 
     def write(self, data: bytes) -> None:
         """Append bytes. Raises UnreadableError if there is no room for them."""
-        self._pending += data
-        if len(self._pending) >= 4 * _BLOCK:
-            self._flush(len(self._pending) // _BLOCK * _BLOCK)
+        rest = memoryview(data)
+        if self._pending:
+            missing = _BLOCK - len(self._pending)
+            self._pending += rest[:missing]
+            rest = rest[missing:]
+            if len(self._pending) < _BLOCK:
+                return
+            self._flush()
+        whole = len(rest) // _BLOCK * _BLOCK
+        self._put(rest[:whole])
+        self._pending += rest[whole:]
 
     def skip(self, size: int) -> None:
         """Append zeros, however many."""
-        self._flush(len(self._pending))
+        self._flush()
         self._position += size
 
-    def _flush(self, size: int) -> None:
-        with memoryview(self._pending)[:size] as view:
-            whole = size // _BLOCK * _BLOCK
-            words = np.frombuffer(view[:whole], np.uint64).reshape(-1, _BLOCK // 8)
-            used = np.bitwise_or.reduce(words, axis=1) != 0
-            if bytes(view[whole:]).strip(b"\0"):
-                used = np.append(used, True)
-            edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
-            del words
-            try:
-                for begin, end in edges.reshape(-1, 2).tolist():
-                    self._write(view[begin:end], begin)
-            except OSError as error:
-                raise self._no_room(error.strerror or str(error)) from None
-        self._position += size
-        del self._pending[:size]
+    def _flush(self) -> None:
+        """Write what is less than a block, or just one."""
+        pending, self._pending = self._pending, bytearray()
+        self._put(memoryview(pending))
+
+    def _put(self, view: memoryview) -> None:
+        """Write all but blocks of zeros, which are passed over."""
+        whole = len(view) // _BLOCK * _BLOCK
+        words = np.frombuffer(view[:whole], np.uint64).reshape(-1, _BLOCK // 8)
+        used = np.bitwise_or.reduce(words, axis=1) != 0
+        if bytes(view[whole:]).strip(b"\0"):
+            used = np.append(used, True)
+        edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
+        try:
+            for begin, end in edges.reshape(-1, 2).tolist():
+                self._write(view[begin:end], begin)
+        except OSError as error:
+            raise self._no_room(error.strerror or str(error)) from None
+        self._position += len(view)
 
     def _write(self, data: memoryview, at: int) -> None:
-        with data:
-            self._written += len(data)
-            if self._limit is not None and self._written > self._limit[0]:
-                raise UnreadableError(f"{self._name}: {self._limit[1]}")
-            # Asking costs little, but not nothing.
-            if self._written - self._checked > self._spare // 8:
-                self._checked = self._written
-                free = self._free()
-                if free is not None and free - len(data) < self._spare:
-                    raise self._no_room(f"only {size_text(free)} are left there")
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self._file.fileno(), data[done:], self._position + at + done)
+        self._written += len(data)
+        if self._limit is not None and self._written > self._limit[0]:
+            raise UnreadableError(f"{self._name}: {self._limit[1]}")
+        # Asking costs little, but not nothing.
+        if self._written - self._checked > self._spare // 8:
+            self._checked = self._written
+            free = self._free()
+            if free is not None and free - len(data) < self._spare:
+                raise self._no_room(f"only {size_text(free)} are left there")
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], self._position + at + done)
 
     def _free(self) -> int | None:
         """Room on the file system; None if it does not tell."""
@@ -212,7 +222,7 @@ class Spool:
 
     def finish(self) -> ImageFile:
         """Map what was written."""
-        self._flush(len(self._pending))
+        self._flush()
         try:
             self._file.truncate(self._position)
         except OSError as error:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 #: Blocks decompressed in one step: each stands for 128 KiB of output at most, however few
-#: bytes it has, so that no step holds more than 8 MiB.
-_BLOCKS = 64
+#: bytes it has, so that no step holds more than 2 MiB: memory that the next step uses again.
+_BLOCKS = 16
 _MAX_BLOCK = 1 << 17
 #: A block of one byte, repeated; the length in its header is that of the output.
 _RLE = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from inspector.device_tables.claims import claim_tables
 from inspector.extract import ExtractError, extract
 from inspector.image import Image
 from inspector.kernel import faults, scenario
-from inspector.memory import ranges
+from inspector.memory import ranges, zst
 from inspector.memory.base import PageState
 from inspector.memory.elfcore import write_core
 from inspector.memory.sparse import SparseMemory
+from inspector.output import OutputError
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 SOURCES = ("iommu-vw-small_legacy-handoff.elf.zst", "linux-7.3.4-handoff.elf.zst")
@@ -67,9 +69,10 @@ def offset_of(path: str, address: int) -> int:
     return -1
 
 
+@pytest.mark.parametrize("suffix", ["elf", "elf.zst"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_changed_byte_of_any_kind_of_page(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with kho.open(CORPUS / source) as image:
         spoiled = 0
@@ -87,9 +90,33 @@ def test_a_changed_byte_of_any_kind_of_page(
                     stream.write(bytes((byte ^ 0x10,)))
                 spoiled += 1
 
-            spoil(monkeypatch, damage, tmp_path / "out.elf", image)
+            spoil(monkeypatch, damage, tmp_path / f"out.{suffix}", image)
             monkeypatch.undo()
         assert spoiled > 8
+
+
+def test_damage_of_what_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core is right, but not what was made of it."""
+    compress = zst.compress
+
+    def damaged(source: int, target: int) -> None:
+        compress(source, target)
+        size = os.fstat(target).st_size
+        os.pwrite(target, bytes((os.pread(target, 1, size // 2)[0] ^ 1,)), size // 2)
+
+    with kho.open(CORPUS / SOURCES[1]) as image:
+        monkeypatch.setattr(zst, "compress", damaged)
+        with pytest.raises(OutputError, match="what was compressed is not what was written"):
+            extract(image, tmp_path / "out.elf.zst")
+        assert list(tmp_path.iterdir()) == []
+
+        def full(source: int, target: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(zst, "compress", full)
+        with pytest.raises(OutputError, match="No space left"):
+            extract(image, tmp_path / "out.elf.zst")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_page_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

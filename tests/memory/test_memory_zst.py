@@ -18,6 +18,7 @@ from abi.errors import UnreadableError
 from inspector import memory
 from inspector.memory import files, zst, zst_frame
 from inspector.memory.files import Spool, open_file
+from inspector.output import OutputError
 
 CORE = core([(0x1000, os.urandom(3000) + bytes(1096), 4096), (0x9000, b"z" * 4096, 8192)])
 
@@ -264,3 +265,74 @@ def test_room_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         spooled(tmp_path, packed(content))
     left[0] = 0  # a file system that does not tell
     assert spooled(tmp_path, packed(content)) == content
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 20_000_000])
+def test_what_was_compressed_is_compared(tmp_path: Path, size: int) -> None:
+    plain, packed_to = tmp_path / "plain", tmp_path / "packed"
+    content = bytearray(Random(size).randbytes(size // 2) + bytes(size - size // 2))
+    plain.write_bytes(content)
+    with plain.open("r+b") as source:
+        with packed_to.open("wb") as target:
+            zst.compress(source.fileno(), target.fileno())
+        good = packed_to.read_bytes()
+        assert zstandard.get_frame_parameters(good).content_size == size
+        assert zstandard.ZstdDecompressor().decompress(good) == content
+        zst.check(str(packed_to), source.fileno())
+        for damaged in (good[:-1], good[: len(good) // 2], good[:-1] + bytes((good[-1] ^ 1,))):
+            packed_to.write_bytes(damaged)
+            with pytest.raises(OutputError, match="not what was written"):
+                zst.check(str(packed_to), source.fileno())
+        packed_to.write_bytes(good)
+        source.truncate(size + 4)
+        with pytest.raises(OutputError, match="not what was written"):
+            zst.check(str(packed_to), source.fileno())
+        if size:
+            source.truncate(size)
+            source.seek(size - 1)
+            source.write(bytes((content[-1] ^ 1,)))
+            source.flush()
+            with pytest.raises(OutputError, match="not what was written"):
+                zst.check(str(packed_to), source.fileno())
+
+
+def test_what_would_not_be_opened_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zst, "_WRITTEN", 1 << 20)
+    (tmp_path / "plain").write_bytes(b"a" * (2 << 20))
+    with (tmp_path / "plain").open("rb") as plain, (tmp_path / "packed").open("wb") as target:
+        zst.compress(plain.fileno(), target.fileno())
+        with pytest.raises(OutputError, match="out of all proportion"):
+            zst.check(target.name, plain.fileno())
+
+
+def test_as_many_threads_as_there_are_make_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(Random(1).randbytes(1 << 20) * 30)
+    made = set()
+    for cpus in (1, 2, 3, 64, None):
+        monkeypatch.setattr(os, "cpu_count", lambda cpus=cpus: cpus)
+        with plain.open("rb") as source, (tmp_path / "packed").open("wb") as target:
+            zst.compress(source.fileno(), target.fileno())
+        made.add((tmp_path / "packed").read_bytes())
+    assert len(made) == 1
+
+
+def test_pieces_of_any_size_are_spooled(tmp_path: Path) -> None:
+    """Blocks of zeros become holes wherever the pieces are cut."""
+    random = Random(2)
+    content = with_zeros(random)
+    for limit in (1 << 8, 1 << 16, 1 << 17, 1 << 22):
+        at = 0
+        with Spool("test") as spool:
+            while at < len(content):
+                size = random.randrange(limit) if limit > 1 << 10 else limit
+                spool.write(content[at : at + size])
+                at += size
+                assert spool.size == min(at, len(content))
+            file = spool.finish()
+            assert bytes(file.data) == content
+            file.close()

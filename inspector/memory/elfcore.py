@@ -38,6 +38,7 @@ from inspector.memory.elf import (
     PT_LOAD,
     PT_NOTE,
 )
+from inspector.memory.files import cannot_spool
 from inspector.memory.mapped import MappedMemory
 from inspector.memory.ranges import (
     RangeList,
@@ -139,10 +140,12 @@ def write_core(
         with atomic_output(path, force=force, verify=verify) as fd:
             core.write(fd, chunks, *tail)
         return
-    with _temporary_file() as plain:
+    with _spooling(), tempfile.TemporaryFile(prefix="kho-") as spool:
+        plain = spool.fileno()
         same = None if verify is None else functools.partial(zst.check, plain=plain)
         with atomic_output(path, force=force, verify=same) as fd:
-            core.write(plain, chunks, *tail)
+            with _spooling():
+                core.write(plain, chunks, *tail)
             with Background("compress") as thread:
                 thread.call(functools.partial(zst.compress, plain), fd)
                 if verify is not None:
@@ -150,16 +153,12 @@ def write_core(
 
 
 @contextlib.contextmanager
-def _temporary_file() -> Iterator[int]:
-    """The descriptor of an unnamed file. Raises OutputError if it cannot be made."""
+def _spooling() -> Iterator[None]:
+    """Say of an error that it is about the temporary file. Raises OutputError."""
     try:
-        file = tempfile.TemporaryFile(prefix="kho-")  # noqa: SIM115
+        yield
     except OSError as error:
-        raise OutputError(
-            f"{tempfile.gettempdir()}: cannot be written: {error.strerror or error}"
-        ) from None
-    with file:
-        yield file.fileno()
+        raise OutputError(cannot_spool(error)) from None
 
 
 def is_direct(memory: PhysicalMemory) -> bool:

@@ -121,6 +121,12 @@ def open_file(path: str) -> ImageFile:
         return spool.finish()
 
 
+def cannot_spool(why: OSError | str) -> str:
+    """What to say where a temporary file cannot be made or written."""
+    reason = why if isinstance(why, str) else why.strerror or why
+    return f"cannot spool to {tempfile.gettempdir()}: {reason}; TMPDIR names another place"
+
+
 class Spool:
     """An unnamed temporary file that is written once; blocks of zeros become holes.
 
@@ -189,7 +195,7 @@ class Spool:
             for begin, end in edges.reshape(-1, 2).tolist():
                 self._write(view[begin:end], begin)
         except OSError as error:
-            raise self._no_room(error.strerror or str(error)) from None
+            raise self._no_room(error) from None
         self._position += len(view)
 
     def _write(self, data: memoryview, at: int) -> None:
@@ -214,11 +220,8 @@ class Spool:
             return None
         return found.f_bavail * found.f_frsize if found.f_blocks else None
 
-    def _no_room(self, why: str) -> UnreadableError:
-        return UnreadableError(
-            f"{self._name}: cannot spool to {tempfile.gettempdir()}: {why}; "
-            "TMPDIR names another place"
-        )
+    def _no_room(self, why: OSError | str) -> UnreadableError:
+        return UnreadableError(f"{self._name}: {cannot_spool(why)}")
 
     def finish(self) -> ImageFile:
         """Map what was written."""

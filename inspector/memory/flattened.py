@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from abi.errors import UnreadableError
-from inspector.memory.files import ImageFile
+from inspector.memory.files import ImageFile, cannot_spool
 from inspector.memory.segments import Kind, build
 
 FLAT_MAGIC = b"makedumpfile\0\0\0\0"
@@ -162,10 +162,7 @@ class FlattenedFile(PlainFile):
                         at += os.pwrite(fd, chunk, first + at - offset)
                 return ImageFile(os.dup(fd), self.name)
         except OSError as error:
-            raise UnreadableError(
-                f"{self.name}: cannot spool to {tempfile.gettempdir()}: {error.strerror or error}; "
-                "TMPDIR names another place"
-            ) from None
+            raise UnreadableError(f"{self.name}: {cannot_spool(error)}") from None
 
 
 def dump_file(file: ImageFile) -> PlainFile:

@@ -100,7 +100,8 @@ def _judge(
     size = resolve(generation.layouts["kvm_luo_ser"], survey.page_size).size
     rest = [r for s in states if (r := _rest(survey, s.address + size)) is not None]
     evidence.constraint(
-        "nothing but zeros behind the struct", np.array([not any(r) for r in rest], np.bool_)
+        "nothing but zeros behind the struct",
+        np.array([not r.strip(b"\0") for r in rest], np.bool_),
     )
     _judge_attributes(evidence, likely, states)
     _judge_folios(evidence, likely, states)

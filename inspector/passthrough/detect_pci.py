@@ -125,7 +125,7 @@ def _judge_slots(
         evidence.constraint("devices are counted in use", columns["refcount"][used] != 0)
     if state.maximum is not None and len(state.records) > state.nr_devices:
         spare = state.records[state.nr_devices :].tobytes()
-        evidence.hint("slots behind the count are empty", not any(spare))
+        evidence.hint("slots behind the count are empty", not spare.strip(b"\0"))
     for name, column in columns.items():
         if name.startswith("_pad"):
             evidence.constraint("padding of devices is 0", (column[used] == 0).all(axis=1))
@@ -220,7 +220,8 @@ def _judge_vfio(
         evidence.constraint("sizes of configuration space are 256 or 4096", np.array(sizes))
     rest = [spare for _, d in found if (spare := _rest(survey, d)) is not None]
     evidence.constraint(
-        "nothing but zeros behind the struct", np.array([not any(r) for r in rest], np.bool_)
+        "nothing but zeros behind the struct",
+        np.array([not r.strip(b"\0") for r in rest], np.bool_),
     )
     return evidence
 

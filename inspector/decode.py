@@ -158,12 +158,13 @@ def _map(image: Image) -> str:
 
 
 def _lost_map(image: Image, why: str) -> None:
-    """Normal once the next kernel has booted; it has if more is gone than the map.
+    """Normal once the next kernel has booted; it has if it says so, or more is gone than the map.
 
     What the dump left out is not gone.
     """
     findings, address = image.survey.findings, image.root.map_address
-    if len(image.lost) - image.left_out > 1:
+    named = any(reason.startswith(How.KHO_IN) for reason in image.moment_reasons)
+    if named or len(image.lost) - image.left_out > 1:
         findings.info("KHO-MAP-010", f"the map is lost: {why}", path="/preserved", address=address)
         return
     findings.warning(

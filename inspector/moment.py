@@ -87,6 +87,6 @@ def _uncopied_destination(image: Image) -> bool:
         for pa in pages[~covered].tolist():
             if pa in known or image.memory.state(pa, page) is not PageState.PRESENT:
                 continue
-            if not any(image.memory.read(pa, page)):
+            if not image.memory.read(pa, page).strip(b"\0"):
                 return True
     return False

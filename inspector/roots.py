@@ -71,6 +71,8 @@ def _why_no_root(opened: PhysicalMemory, location: Location) -> str:
                 f" leads: {error} ('kho compat IMAGE --to KERNEL' says what a kernel makes of it"
                 f"{older})"
             )
+    if opened.why_no_root:
+        return f"no KHO root: {opened.why_no_root}"
     return (
         "no KHO root in this image (a page table in it can be decoded with"
         " 'kho pagetable --root PA --table FORMAT --levels N')"

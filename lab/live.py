@@ -1,8 +1,8 @@
 """kho on a live host: in a virtual machine that updates itself, held against what it says.
 
 The guest runs this very Python and kho (:mod:`lab.guest.python`). It makes a session with files,
-looks at ``/proc/kcore``, jumps into the same kernel, looks again, and only then takes its files
-back (:mod:`lab.guest.live_init`).
+where its kernel has sessions, looks at ``/proc/kcore``, jumps into the same kernel, looks again,
+and only then takes its files back (:mod:`lab.guest.live_init`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _COMMAND_LINE = (
     "console=ttyS0,115200 panic=-1 kho=on liveupdate=on loglevel=4"
     # As much as the next kernel and its initramfs need: a share of all that is in use is too much.
     " kho_scratch=64M,320M,256M"
+    f" reserve_mem={live_init.REGION_SIZE}:4096:{live_init.REGION}"
     f" rdinit={python.INTERPRETER} {_ENVIRONMENT}"
 )
 _INIT = "live.py"
@@ -73,6 +74,7 @@ def run(kernel: Kernel, *, accel: str = "auto", patience: Patience | None = None
             while not isinstance(event := machine.next_event(), Stopped):
                 events.append(event)
             report.seconds = machine.seconds
+            report.wrong += [f"the guest's line came damaged: {line!r}" for line in machine.noise]
             if event is not Stopped.END:
                 tail = machine.console.decode("utf-8", "replace").splitlines()[-3:]
                 report.wrong.append(f"the guest ended by {event}: {' | '.join(tail)}")
@@ -106,13 +108,21 @@ def _before(report: Report, events: list[Event]) -> None:
         "before the jump: the kernel names its root, nothing is searched for",
     )
     _same_scratch(report, events, dump, "before the jump")
-    if dump["preserved"] is None:  # up to 6.19 the map is made at the jump
+    for run in _runs(events, "info"):
+        said = run.data["error"]
+        report.check(
+            run.data["status"] == 4 and "the handover is not finalized" in said,
+            "before it is finalized: kho says so",
+        )
+    _same_region(report, dump, "before the jump")
+    if dump["preserved"] is None:  # in 6.19 the map is made at the jump
         report.seen.append("before the jump: there is no map yet")
     else:
         size = dump["preserved"]["pages"] * 4096
+        files = live_init.FILES.values() if _sessions(events) else ()
         report.check(
-            size >= sum(live_init.FILES.values()),
-            "before the jump: the pages of the files are preserved already",
+            size >= live_init.REGION_SIZE + sum(files),
+            "before the jump: the pages of region and files are preserved already",
         )
     found = _document(events, "check")["findings"]
     bad = sorted({f["code"] for f in found if f["severity"] != "info"})
@@ -124,8 +134,29 @@ def _after(report: Report, events: list[Event]) -> None:
     dump = _document(events, "dump")
     report.check(dump["root"]["moment"] == "incoming", "after the jump: the moment is incoming")
     hows = {c["how"].partition(" ")[0] for c in dump["candidates"]}
-    report.check(hows == {"kho_in", "kho_out"}, "after the jump: the kernel names both roots")
     _same_scratch(report, events, dump, "after the jump")
+    _same_region(report, dump, "after the jump")
+    if _sessions(events):
+        report.check(hows == {"kho_in", "kho_out"}, "after the jump: the kernel names both roots")
+        _same_files(report, events, dump)
+        asked = [e.data for e in _runs(events, "dump") if "--root" in e.data["arguments"]]
+        own = [json.loads(data["out"]) for data in asked]
+        report.check(
+            [d["root"]["moment"] for d in own] == ["outgoing"],
+            "after the jump: --root shows what the kernel has for the next one",
+        )
+    else:  # its own root is not made before it is finalized
+        report.check(hows == {"kho_in"}, "after the jump: the kernel names the root it was given")
+    bad = sorted(
+        {
+            f["code"] for f in _document(events, "check")["findings"] if f["severity"] != "info"
+        }
+    )  # fmt: skip
+    report.check(not bad, f"after the jump: nothing is wrong {' '.join(bad)}".rstrip())
+
+
+def _same_files(report: Report, events: list[Event], dump: dict[str, Any]) -> None:
+    """The files are found, and hold what the kernel gives back."""
     files = {
         int(file["token"], 16): file
         for session in dump["luo"]["sessions"]
@@ -146,18 +177,16 @@ def _after(report: Report, events: list[Event]) -> None:
             got == wanted == back.get(token),
             f"after the jump: kho cat and the kernel give file {token:#x} as it was",
         )
-    asked = [e.data for e in _runs(events, "dump") if "--root" in e.data["arguments"]]
-    own = [json.loads(data["out"]) for data in asked]
-    report.check(
-        [d["root"]["moment"] for d in own] == ["outgoing"],
-        "after the jump: --root shows what the kernel has for the next one",
-    )
-    bad = sorted(
-        {
-            f["code"] for f in _document(events, "check")["findings"] if f["severity"] != "info"
-        }
-    )  # fmt: skip
-    report.check(not bad, f"after the jump: nothing is wrong {' '.join(bad)}".rstrip())
+
+
+def _sessions(events: list[Event]) -> bool:
+    return any(e.data["sessions"] for e in events if e.kind == "start")
+
+
+def _same_region(report: Report, dump: dict[str, Any], when: str) -> None:
+    regions = [(r["name"], r["size"]) for r in dump["reserve_mem"] or ()]
+    wanted = [(live_init.REGION, live_init.REGION_SIZE)]
+    report.check(regions == wanted, f"{when}: the reserved region is found")
 
 
 def _same_scratch(report: Report, events: list[Event], dump: dict[str, Any], when: str) -> None:

@@ -29,6 +29,7 @@ _KVM_CREATE_VM = 0xAE01
 _TICKS = os.sysconf("SC_CLK_TCK")
 _CHANNEL_LINE_LIMIT = 1 << 16
 _BLOB_LIMIT = 64 << 20
+_NOISE_LINES = 16
 _LOG_LIMIT = 16 << 20
 
 #: Console lines after which a kernel says no more.
@@ -124,6 +125,8 @@ class Machine:
         self.console = bytearray()
         self._channel = bytearray()
         self._events: list[Event] = []
+        #: Lines that were no events: a kernel scribbles on the port, or they came damaged.
+        self.noise: list[bytes] = []
         self._expected: tuple[Event, int] | None = None
         self._qmp_buffer = bytearray()
         self._gdb_address: bytes | None = None
@@ -250,7 +253,9 @@ class Machine:
                 data = json.loads(line)
                 event = Event(str(data["event"]), data)
             except (ValueError, KeyError, TypeError):
-                continue  # noise of a kernel that scribbles on the port
+                if line and len(self.noise) < _NOISE_LINES:
+                    self.noise.append(line[:200])
+                continue
             if event.kind == "blob" and 0 <= int(data.get("size", 0)) <= _BLOB_LIMIT:
                 self._expected = (event, int(data["size"]))
             else:

@@ -87,6 +87,8 @@ class PhysicalMemory(ABC):
     #: Root FDTs that a running kernel itself names: address -> its side of a hand-over, ``in`` or
     #: ``out``.
     kernel_roots: Mapping[int, str] = {}
+    #: Why a running kernel has no root FDT, where it tells.
+    why_no_root: str = ""
     #: (address, size) of the scratch areas, where a running kernel lists them.
     kernel_scratch: tuple[tuple[int, int], ...] = ()
     #: Where decoding costs: reading this many bytes at the start of a page is cheap.

@@ -1,5 +1,8 @@
 """PID 1 of a guest that looks at itself with kho: before a live update, and after it.
 
+A region of ``reserve_mem`` goes with the handover of every kernel, a session with files where
+there are sessions (6.19 on).
+
 Runs in the virtual machine, with the Python and the packages of the host. What it says goes to
 the second serial port, a JSON object on a line; the host compares (:mod:`lab.live`).
 """
@@ -22,11 +25,15 @@ SESSION = b"live"
 FILES = {0x1: 3 << 20, 0x1234: 4097}
 #: Those that kho is asked for.
 SHOWN = (0x1234,)
+#: A reserved region of the command line.
+REGION, REGION_SIZE = "kept", 4 << 20
 _MOUNTS = {"proc": "/proc", "sysfs": "/sys", "devtmpfs": "/dev", "debugfs": "/sys/kernel/debug"}
 _CREATE, _RETRIEVE, _PRESERVE_FD, _RETRIEVE_FD, _FINISH = 0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42
 _KEXEC, _POWER_OFF = 0x45584543, 0x4321FEDC
 _SYS_KEXEC_FILE_LOAD = 320
 _STAGE = "live.stage=2"
+_LIVEUPDATE = Path("/dev/liveupdate")
+_FINALIZE = Path("/sys/kernel/debug/kho/out/finalize")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,15 +65,16 @@ class Guest:
         self._stage = stage
 
     def before(self) -> None:
-        """A session with files; kho, which cannot know of it yet; the jump."""
-        liveupdate = os.open("/dev/liveupdate", os.O_RDWR)
-        session = _ioctl(liveupdate, _CREATE, "<Ii64s", 72, -1, SESSION)[1]
-        for token, size in FILES.items():
-            file = os.memfd_create(f"file-{token:x}")
-            data = content(token, size)
-            while data:
-                data = data[os.write(file, data) :]
-            _ioctl(session, _PRESERVE_FD, "<IiQ", 16, file, token)
+        """What is handed over; kho, which cannot know of sessions yet; the jump."""
+        sessions = _LIVEUPDATE.exists()
+        # Up to 6.18 the handover is finalized by hand, before the kernel is loaded.
+        by_hand = not sessions and _FINALIZE.exists()
+        self.say("start", sessions=sessions, by_hand=by_hand)
+        if sessions:
+            self.preserve()
+        if by_hand:
+            self.kho("info", "--format", "json")
+            _FINALIZE.write_text("1")
         self.debugfs()
         self.kho("dump", "--format", "json")
         self.kho("check", "--format", "json")
@@ -80,17 +88,35 @@ class Guest:
         libc.reboot(_KEXEC)
         self.say("kexec", errno=ctypes.get_errno())
 
+    def preserve(self) -> None:
+        """A session with files."""
+        liveupdate = os.open(_LIVEUPDATE, os.O_RDWR)
+        session = _ioctl(liveupdate, _CREATE, "<Ii64s", 72, -1, SESSION)[1]
+        for token, size in FILES.items():
+            file = os.memfd_create(f"file-{token:x}")
+            data = content(token, size)
+            while data:
+                data = data[os.write(file, data) :]
+            _ioctl(session, _PRESERVE_FD, "<IiQ", 16, file, token)
+
     def after(self) -> None:
         """kho, before anything is retrieved; then what the kernel itself gives back."""
+        sessions = _LIVEUPDATE.exists()
+        self.say("start", sessions=sessions)
         self.debugfs()
         dump = self.kho("dump", "--format", "json")
         self.kho("check", "--format", "json")
-        for token in SHOWN:
+        for token in SHOWN if sessions else ():
             self.kho("cat", f"/LUO/sessions/{SESSION.decode()}/files/{token:#x}", digest=True)
         for candidate in json.loads(dump)["candidates"] if dump else ():
             if candidate["how"].startswith("kho_out"):
                 self.kho("dump", "--format", "json", "--root", candidate["address"])
-        liveupdate = os.open("/dev/liveupdate", os.O_RDWR)
+        if sessions:
+            self.retrieve()
+
+    def retrieve(self) -> None:
+        """The session's files, out of the kernel."""
+        liveupdate = os.open(_LIVEUPDATE, os.O_RDWR)
         session = _ioctl(liveupdate, _RETRIEVE, "<Ii64s", 72, -1, SESSION)[1]
         for token in FILES:
             file = _ioctl(session, _RETRIEVE_FD, "<IiQ", 16, -1, token)[1]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from abi.errors import UsageError
 from inspector import locate
 from inspector.check import check
 from inspector.decode import decode
-from inspector.image import Image, Moment
+from inspector.extract import extract
+from inspector.image import Image, MapState, Moment
+from inspector.image import open as open_image
 from inspector.kernel import scenario
+from inspector.kernel.faults import inject
 from inspector.locate import How
 from inspector.memory.sparse import SparseMemory
 
@@ -96,6 +101,25 @@ def test_a_kernel_that_has_not_made_its_map_yet_is_sound() -> None:
     report = check(decode(memory))
     assert "KHO-ROOT-003" not in {f.code for f in report.findings}
     assert "hands over" in report.undecided["KHO-ROOT-003"]
+
+
+@pytest.mark.parametrize("name", ["linux-6.17", "linux-7.3"])
+def test_a_lost_map_is_normal_where_the_kernel_says_that_it_has_booted(
+    name: str, tmp_path: Path
+) -> None:
+    """As of a kernel that was handed no sessions: nothing else is gone."""
+    made = scenario.load(name).run()
+    inject(made, "map-garbage")
+    assert "KHO-MAP-012" in {f.code for f in check(decode(made.memory)).findings}
+    made.memory.kernel_roots = {decode(made.memory).root.address: "in"}
+    image = decode(made.memory)
+    assert image.map_state is MapState.LOST
+    assert {"KHO-MAP-010"} == {
+        f.code for f in check(image).findings if f.code in ("KHO-MAP-010", "KHO-MAP-012")
+    }
+    extract(image, tmp_path / "out.elf")
+    with open_image(tmp_path / "out.elf") as again:
+        assert "KHO-MAP-012" not in {f.code for f in check(again).findings}
 
 
 def leaks(image: Image) -> tuple[bool, str | None]:

@@ -10,9 +10,10 @@ import pytest
 from kdump_writer import FLAGS, Kdump, flatten
 from memory_model import CORPUS, Model, check, core
 
-from abi.errors import UnreadableError
+from abi.errors import KhoError, UnreadableError
 from abi.fdt import MAGIC_BYTES
 from inspector import memory
+from inspector.decode import decode
 from inspector.memory import compression, live, program, zst
 from inspector.memory.elf import HEADER, PROGRAM_HEADER, PT_LOAD
 from inspector.memory.files import open_file
@@ -187,6 +188,20 @@ def test_scratch_areas_that_debugfs_lists(tmp_path: Path) -> None:
     assert live.scratch_areas(tmp_path) == ()
 
 
+def test_a_handover_that_is_not_finalized(tmp_path: Path) -> None:
+    """Up to 6.18 the tree is made when somebody says so."""
+    assert live.not_finalized(tmp_path) == ""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "finalize").write_text("1\n")
+    assert live.not_finalized(tmp_path) == ""
+    (tmp_path / "out" / "finalize").write_text("0\n")
+    assert str(tmp_path / "out" / "finalize") in live.not_finalized(tmp_path)
+    memory = SparseMemory([(0, 1 << 20)])
+    memory.why_no_root = live.not_finalized(tmp_path)
+    with pytest.raises(KhoError, match=r"^no KHO root: the handover is not finalized"):
+        decode(memory)
+
+
 class Kernel:
     """As much of a drgn program as names the roots."""
 
@@ -200,8 +215,10 @@ class Kernel:
 class Host(live.LiveMemory):
     """Memory of a host that is not this one."""
 
-    def __init__(self, memory: SparseMemory) -> None:
+    def __init__(self, memory: SparseMemory, **notes: str) -> None:
         self._ram = memory
+        self.notes = notes
+        self.page_size = None
 
     def read(self, pa: int, size: int) -> bytes:
         return self._ram.read(pa, size)
@@ -242,3 +259,31 @@ def test_the_kernel_names_its_roots(
     host = Host(ram)
     host.name_roots(Kernel(records))  # type: ignore[arg-type]
     assert host.kernel_roots == ({} if hidden else {0x5000: "in", 0x3000: "out"})
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "arm64", "unknown"])
+def test_the_kernel_names_a_root_by_its_struct_page(
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 6.16 to 6.18 do with the tree that they hand over."""
+    vmemmap, kho_out, base = 0xFFFFD40000000000, 0xFFFFFFFF81000200, 0xFFFFFFFF81000300
+    first = 0x40000000 if machine == "arm64" else 0
+    ram = SparseMemory([(first, 1 << 20)])
+    for at in (0x3000, 0x5000):
+        ram.write(first + at, MAGIC_BYTES)
+    # No tree, not a multiple of the size, before the first, beyond all memory.
+    odd = [vmemmap + 4 * 64, vmemmap + 5 * 64 + 8, vmemmap - 3 * 64, vmemmap + (1 << 41)]
+    row = [0, *odd, vmemmap + 3 * 64, (1 << 64) - 64]
+    records = {
+        kho_out: np.array(row + [0] * (32 - len(row)), "<u8").tobytes(),
+        base: vmemmap.to_bytes(8, "little"),
+    }
+    known = f"{base:016x} D vmemmap_base\n" if machine == "x86_64" else ""
+    (tmp_path / "kallsyms").write_text(f"{kho_out:016x} d kho_out\n{known}")
+    monkeypatch.setattr(live, "KALLSYMS", tmp_path / "kallsyms")
+    monkeypatch.setattr(live, "KCORE", tmp_path / "none")
+    monkeypatch.setattr(live, "DEBUGFS", tmp_path / "none")
+    told = {"NUMBER(VMEMMAP_START)": f"{vmemmap:#x}", "NUMBER(PHYS_OFFSET)": f"{first:#x}"}
+    host = Host(ram, **(told if machine == "arm64" else {}))
+    host.name_roots(Kernel(records))  # type: ignore[arg-type]
+    assert host.kernel_roots == ({} if machine == "unknown" else {first + 0x3000: "out"})

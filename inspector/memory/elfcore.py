@@ -51,6 +51,7 @@ from inspector.memory.ranges import (
 )
 from inspector.memory.sparse import SparseMemory
 from inspector.output import OutputError, atomic_output
+from inspector.text import display
 
 Pieces: TypeAlias = Sequence[tuple[int, "bytes | bytearray | memoryview"]]
 #: Address, size, the bytes (None: zeros), and whether they are all zero.
@@ -140,11 +141,11 @@ def write_core(
         with atomic_output(path, force=force, verify=verify) as fd:
             core.write(fd, chunks, *tail)
         return
-    with _spooling(), tempfile.TemporaryFile(prefix="kho-") as spool:
+    with _spooling(path), tempfile.TemporaryFile(prefix="kho-") as spool:
         plain = spool.fileno()
         same = None if verify is None else functools.partial(zst.check, plain=plain)
         with atomic_output(path, force=force, verify=same) as fd:
-            with _spooling():
+            with _spooling(path):
                 core.write(plain, chunks, *tail)
             with Background("compress") as thread:
                 thread.call(functools.partial(zst.compress, plain), fd)
@@ -153,12 +154,12 @@ def write_core(
 
 
 @contextlib.contextmanager
-def _spooling() -> Iterator[None]:
+def _spooling(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say of an error that it is about the temporary file. Raises OutputError."""
     try:
         yield
     except OSError as error:
-        raise OutputError(cannot_spool(error)) from None
+        raise OutputError(f"{display(os.fspath(path))}: {cannot_spool(error)}") from None
 
 
 def is_direct(memory: PhysicalMemory) -> bool:

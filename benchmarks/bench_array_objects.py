@@ -4,7 +4,8 @@ Both contestants end up with the objects side by side and the address of each; h
 are is known at the end only. First from pages that are known (count within capacity checked),
 then from the first page alone, following the chain with every check (alignment, bounds, no page
 twice). Each step of a chain waits for memory, in any language, and Python then still has to copy
-what C copies while it is there: that is why the second ratio is the worse one.
+what C copies while it is there: that is why the second ratio is the worse one. Its parts have
+their limits, objects here and chains in ``pointer_chase``; together they have none.
 """
 
 from __future__ import annotations
@@ -167,6 +168,4 @@ def _bench(library: ctypes.CDLL, kind: ArrayKind, seed: int) -> Iterator[Result]
         f"array objects, {size} B", gather, gather_in_c, equal=equal, limit=_LIMIT, rounds=25
     )
     check = True
-    yield compare(
-        f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, limit=_LIMIT, rounds=25
-    )
+    yield compare(f"  chain and objects, {size} B", walk, walk_in_c, equal=equal, rounds=25)

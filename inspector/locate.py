@@ -31,6 +31,8 @@ from inspector.walk.fdt import MAX_SIZE, read_blob, try_tree
 
 #: Smallest page size: roots, trees and boot_params start at a multiple of it.
 STRIDE = 0x1000
+#: More than anything else can add to a candidate's score.
+_GIVEN = 1000
 #: Present memory beyond this is not searched for kho_data (every word must be read).
 KHO_DATA_SCAN_LIMIT = 16 << 30
 _MAX_TREES = 4096
@@ -89,6 +91,11 @@ class Candidate:
     def handover(self) -> Handover | None:
         """The record that leads here, the most trustworthy first."""
         return self.handovers[0] if self.handovers else None
+
+    @property
+    def given(self) -> bool:
+        """Whether the user insists on this one."""
+        return self.score >= _GIVEN
 
 
 @dataclass(slots=True)
@@ -202,7 +209,7 @@ def _is_root(tree: fdt.Fdt) -> bool:
 def _ranked(candidate: Candidate) -> Candidate:
     score, reasons = 0, []
     if candidate.how is How.USER:
-        score += 1000
+        score += _GIVEN
         reasons.append("its address was given")
     if candidate.how in (How.KHO_IN, How.KHO_OUT):
         reasons.append(f"{candidate.how} points to it")

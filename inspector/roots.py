@@ -99,7 +99,7 @@ def _read_root(
 
 def _best(opened: PhysicalMemory, roots: list[Root]) -> Root:
     """The root a user means: see :func:`_promise`."""
-    if len(roots) == 1 or roots[0].candidate.score >= 1000:
+    if len(roots) == 1 or roots[0].candidate.given:
         return roots[0]
     # Whether there are sessions is all that counts: the states of all roots are held together.
     surveys = {

@@ -127,6 +127,9 @@ def _before(report: Report, events: list[Event]) -> None:
     found = _document(events, "check")["findings"]
     bad = sorted({f["code"] for f in found if f["severity"] != "info"})
     report.check(not bad, f"before the jump: nothing is wrong {' '.join(bad)}".rstrip())
+    expected = "cannot-tell" if dump["preserved"] is None else "taken-over"
+    _same_verdict(report, events, expected, "before the jump")
+    _same_extract(report, events, dump, "before the jump")
 
 
 def _after(report: Report, events: list[Event]) -> None:
@@ -136,6 +139,7 @@ def _after(report: Report, events: list[Event]) -> None:
     hows = {c["how"].partition(" ")[0] for c in dump["candidates"]}
     _same_scratch(report, events, dump, "after the jump")
     _same_region(report, dump, "after the jump")
+    own: list[dict[str, Any]] = []
     if _sessions(events):
         report.check(hows == {"kho_in", "kho_out"}, "after the jump: the kernel names both roots")
         _same_files(report, events, dump)
@@ -153,6 +157,33 @@ def _after(report: Report, events: list[Event]) -> None:
         }
     )  # fmt: skip
     report.check(not bad, f"after the jump: nothing is wrong {' '.join(bad)}".rstrip())
+    # A map, of nothing but a region, from 7.1 on.
+    own_map = any(d["preserved"] is not None for d in own)
+    expected = "taken-over" if own_map else "cannot-tell"
+    _same_verdict(report, events, expected, "after the jump")
+    _same_extract(report, events, dump, "after the jump")
+
+
+def _same_verdict(report: Report, events: list[Event], expected: str, when: str) -> None:
+    """What the same release would make of what this kernel has for the next one so far."""
+    outcome = _document(events, "compat")["verdicts"][0]["outcome"]
+    report.check(outcome == expected, f"{when}: kho compat says {expected} ({outcome})")
+
+
+def _same_extract(report: Report, events: list[Event], dump: dict[str, Any], when: str) -> None:
+    """An extract of the running kernel's memory says what that memory said."""
+    run = next(_runs(events, "extract"))
+    report.check(
+        run.data["status"] == 0, f"{when}: it can be extracted {run.data['error']}".strip()
+    )
+    again = _document(events, "dump", extract=True)
+    for part in ("scratch", "reserve_mem", "kexec_metadata", "luo", "preserved"):
+        report.check(again[part] == dump[part], f"{when}: the extract has the same {part}")
+    same = [d["root"][key] for d in (again, dump) for key in ("moment", "moment_reasons")]
+    report.check(same[:2] == same[2:], f"{when}: the extract is of the same moment")
+    found = _document(events, "check", extract=True)["findings"]
+    bad = sorted({f["code"] for f in found if f["severity"] != "info"})
+    report.check(not bad, f"{when}: nothing is wrong with the extract {' '.join(bad)}".rstrip())
 
 
 def _same_files(report: Report, events: list[Event], dump: dict[str, Any]) -> None:
@@ -199,13 +230,20 @@ def _same_scratch(report: Report, events: list[Event], dump: dict[str, Any], whe
     report.check(shown == wanted, f"{when}: the scratch areas are those of debugfs")
 
 
-def _runs(events: list[Event], verb: str) -> Iterator[Event]:
-    return (e for e in events if e.kind == "kho" and e.data["arguments"][0] == verb)
+def _runs(events: list[Event], verb: str, *, extract: bool = False) -> Iterator[Event]:
+    """What came of a verb, on the machine itself or on an extract of it."""
+    return (
+        e
+        for e in events
+        if e.kind == "kho"
+        and e.data["arguments"][0] == verb
+        and (e.data["image"] != "/proc/kcore") == extract
+    )
 
 
-def _document(events: list[Event], verb: str) -> dict[str, Any]:
+def _document(events: list[Event], verb: str, *, extract: bool = False) -> dict[str, Any]:
     """The first document that a verb printed. Raises LabError if it printed none."""
-    run = next(_runs(events, verb), None)
+    run = next(_runs(events, verb, extract=extract), None)
     if run is None:
         raise LabError(f"kho {verb} did not run")
     try:

@@ -89,7 +89,7 @@ class PhysicalMemory(ABC):
     kernel_roots: Mapping[int, str] = {}
     #: Why a running kernel has no root FDT, where it tells.
     why_no_root: str = ""
-    #: (address, size) of the scratch areas, where a running kernel lists them.
+    #: (address, size) of the scratch areas, where a running kernel lists them, or did.
     kernel_scratch: tuple[tuple[int, int], ...] = ()
     #: Where decoding costs: reading this many bytes at the start of a page is cheap.
     scan_heads: int = 0

@@ -150,7 +150,13 @@ def write_core(
             with Background("compress") as thread:
                 thread.call(functools.partial(zst.compress, plain), fd)
                 if verify is not None:
-                    verify(f"/dev/fd/{plain}")
+                    verify(_path_of(plain))
+
+
+def _path_of(fd: int) -> str:
+    """By what name an unnamed file can be opened once more; /dev/fd is not everywhere."""
+    own = f"/proc/self/fd/{fd}"
+    return own if os.path.exists(own) else f"/dev/fd/{fd}"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,10 @@ NT_KHO_ZERO = 1
 #: ``key=value`` lines.
 NT_KHO_NOTES = 2
 
+#: Scratch areas, as a running kernel listed them: ``start+size`` each.
+SCRATCH_AREAS = "KHO_SCRATCH_AREAS"
+_MAX_AREAS = 4096
+
 _HEADER = struct.Struct("<III")
 _MAX_TEXT = 1 << 20
 _MAX_PAIRS = 4096
@@ -108,3 +112,22 @@ def page_size_of(notes: Mapping[str, str]) -> int | None:
         if size & (size - 1) == 0 and 4096 <= size <= 1 << 16:
             return size
     return None
+
+
+def scratch_areas_of(notes: Mapping[str, str]) -> tuple[tuple[int, int], ...]:
+    """(address, size) of the scratch areas that an extract of a running kernel's memory notes."""
+    areas = []
+    for word in notes.get(SCRATCH_AREAS, "").split()[:_MAX_AREAS]:
+        try:
+            start, size = (int(number, 16) for number in word.split("+"))
+        except ValueError:
+            return ()
+        if not 0 <= start <= start + size < 1 << 64:
+            return ()
+        areas.append((start, size))
+    return tuple(areas)
+
+
+def scratch_areas_note(areas: tuple[tuple[int, int], ...]) -> str:
+    """The opposite of :func:`scratch_areas_of`."""
+    return " ".join(f"{start:#x}+{size:#x}" for start, size in areas)

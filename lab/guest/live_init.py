@@ -32,6 +32,7 @@ _CREATE, _RETRIEVE, _PRESERVE_FD, _RETRIEVE_FD, _FINISH = 0xBA00, 0xBA01, 0xBA40
 _KEXEC, _POWER_OFF = 0x45584543, 0x4321FEDC
 _SYS_KEXEC_FILE_LOAD = 320
 _STAGE = "live.stage=2"
+_EXTRACT = "/extract.elf.zst"
 _LIVEUPDATE = Path("/dev/liveupdate")
 _FINALIZE = Path("/sys/kernel/debug/kho/out/finalize")
 
@@ -78,6 +79,7 @@ class Guest:
         self.debugfs()
         self.kho("dump", "--format", "json")
         self.kho("check", "--format", "json")
+        self.more()
         with open("/next/kernel", "rb") as kernel, open("/next/initrd", "rb") as initrd:
             line = f"{Path('/proc/cmdline').read_text().strip()} {_STAGE}".encode() + b"\0"
             failed = libc.syscall(
@@ -111,6 +113,7 @@ class Guest:
         for candidate in json.loads(dump)["candidates"] if dump else ():
             if candidate["how"].startswith("kho_out"):
                 self.kho("dump", "--format", "json", "--root", candidate["address"])
+        self.more()
         if sessions:
             self.retrieve()
 
@@ -123,14 +126,24 @@ class Guest:
             data = os.pread(file, 1 << 24, 0)
             self.say("retrieved", token=token, sha256=hashlib.sha256(data).hexdigest())
 
-    def kho(self, verb: str, *arguments: str, digest: bool = False) -> bytes:
-        """Run a verb on this very machine, and tell what came of it."""
+    def more(self) -> None:
+        """What the next kernel would make of it; an extract, compressed, and what it says."""
+        release = ".".join(os.uname().release.split(".")[:2])
+        self.kho("compat", "--format", "json", "--to", f"linux-{release}")
+        self.kho("extract", "--output", _EXTRACT, "--force")
+        self.kho("dump", "--format", "json", image=_EXTRACT)
+        self.kho("check", "--format", "json", image=_EXTRACT)
+
+    def kho(
+        self, verb: str, *arguments: str, image: str = "/proc/kcore", digest: bool = False
+    ) -> bytes:
+        """Run a verb on this very machine, or an extract of it, and tell what came of it."""
         run = "import sys; sys.argv[0] = 'kho'; from inspector.cli.app import main; main()"
-        words = [sys.executable, "-c", run, verb, "/proc/kcore", *arguments]
+        words = [sys.executable, "-c", run, verb, image, *arguments]
         done = subprocess.run(words, capture_output=True, check=False)
         out = hashlib.sha256(done.stdout).hexdigest() if digest else done.stdout.decode()
         self.say(
-            "kho", arguments=[verb, *arguments], status=done.returncode, out=out,
+            "kho", arguments=[verb, *arguments], image=image, status=done.returncode, out=out,
             error=done.stderr.decode(errors="replace")[-2000:],
         )  # fmt: skip
         return done.stdout

@@ -9,15 +9,21 @@ import pytest
 from abi.errors import UsageError
 from inspector import locate
 from inspector.check import check
+from inspector.compat import Options, judge
 from inspector.decode import decode
 from inspector.extract import extract
+from inspector.findings import Outcome
 from inspector.image import Image, MapState, Moment
 from inspector.image import open as open_image
 from inspector.kernel import scenario
 from inspector.kernel.faults import inject
+from inspector.kernel.profile import profile
+from inspector.kernel.profile_file import Target
 from inspector.locate import How
+from inspector.memory import PageState, notes
 from inspector.memory.sparse import SparseMemory
 
+PRESENT = PageState.PRESENT
 AREAS = ((0x10000000, 0x1000000), (0x20000000, 0x2000000))
 
 
@@ -101,6 +107,11 @@ def test_a_kernel_that_has_not_made_its_map_yet_is_sound() -> None:
     report = check(decode(memory))
     assert "KHO-ROOT-003" not in {f.code for f in report.findings}
     assert "hands over" in report.undecided["KHO-ROOT-003"]
+    verdict = judge(memory, Target(profile("linux-6.19")))
+    assert verdict.outcome is Outcome.CANNOT_TELL
+    assert "hands over" in verdict.reasons[0].message
+    memory.kernel_roots = {}
+    assert judge(memory, Target(profile("linux-6.19"))).outcome is not Outcome.CANNOT_TELL
 
 
 @pytest.mark.parametrize("name", ["linux-6.17", "linux-7.3"])
@@ -120,6 +131,65 @@ def test_a_lost_map_is_normal_where_the_kernel_says_that_it_has_booted(
     extract(image, tmp_path / "out.elf")
     with open_image(tmp_path / "out.elf") as again:
         assert "KHO-MAP-012" not in {f.code for f in check(again).findings}
+
+
+@pytest.mark.parametrize("suffix", ["elf", "elf.zst"])
+@pytest.mark.parametrize("options", [{}, {"content": False}, {"redact": True}])
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_an_extract_of_a_live_host_says_the_same(
+    suffix: str, options: dict[str, bool], side: str, memory: SparseMemory, root: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Scratch areas, which no page of it tells, are in a note."""
+    memory.kernel_roots = {root: side}
+    memory.kernel_scratch = AREAS
+    image = decode(memory)
+    extract(image, tmp_path / f"out.{suffix}", **options)  # type: ignore[arg-type]
+    with open_image(tmp_path / f"out.{suffix}") as again:
+        assert again.moment is image.moment
+        assert again.moment_reasons == image.moment_reasons
+        assert [(a.address, a.size) for a in again.scratch or ()] == list(AREAS)
+
+
+def test_notes_of_scratch_areas_may_say_anything() -> None:
+    note = notes.scratch_areas_note(AREAS)
+    assert notes.scratch_areas_of({notes.SCRATCH_AREAS: note}) == AREAS
+    for wrong in ("", "0x1", "0x1+", "1+2+3", "-1+0x10", "0x10+-1", "a+b c", f"{1 << 64:x}+1"):
+        assert notes.scratch_areas_of({notes.SCRATCH_AREAS: wrong}) == ()
+    many = notes.scratch_areas_of({notes.SCRATCH_AREAS: "0x0+0x1 " * 100_000})
+    assert len(many) == 4096
+
+
+def test_what_a_running_kernel_has_for_the_next_one_is_judged(
+    memory: SparseMemory, root: int
+) -> None:
+    """Not what it was given, whichever lies lower; nor a root that it does not have."""
+    target = Target(profile("linux-7.3"))
+    memory.kernel_scratch = AREAS
+    lost = scenario.load("linux-7.3").run()
+    inject(lost, "map-garbage")
+    copy = lost.memory.read(root, 4096)
+    free = [at for at in range(4096, 1 << 30, 4096) if memory.state(at, 4096) is PRESENT
+            and at != root and not any(memory.read(at, 4096))]  # fmt: skip
+    broken = bytearray(copy)
+    value = decode(memory).root.tree.root.get(b"preserved-memory-map")
+    assert value is not None
+    at = broken.index(value)
+    broken[at : at + 8] = bytes(8)
+    for other in (free[0], free[-1]):
+        memory.write(other, bytes(broken))
+        memory.kernel_roots = {other: "in", root: "out"}
+        verdict = judge(memory, target)
+        assert verdict.outcome is Outcome.TAKEN_OVER, verdict.reasons
+        assert verdict.notes == [
+            f"what the running kernel has for the next one so far: root {root:#x}"
+        ]
+        insisted = judge(memory, target, Options(root=other))
+        assert insisted.outcome is not Outcome.TAKEN_OVER
+        memory.kernel_roots = {root: "in"}
+        assert judge(memory, target).outcome is Outcome.CANNOT_TELL
+    memory.kernel_roots, memory.kernel_scratch = {root: "out"}, ((0x1000000, 0x1000),)
+    assert judge(memory, target).outcome is Outcome.BOOT_FAILS
 
 
 def leaks(image: Image) -> tuple[bool, str | None]:

@@ -79,6 +79,11 @@ class Booting:
         return how is How.SETUP_DATA or self.view.memory.machine == "x86_64"
 
     @property
+    def running(self) -> bool:
+        """Whether the root is that of a kernel which has not handed over."""
+        return self.view.memory.kernel_roots.get(self.root) == "out"
+
+    @property
     def handed_off(self) -> bool:
         """Whether the image surely is of the moment of the jump."""
         how = self.handover.how if self.handover is not None else None
@@ -105,6 +110,18 @@ def read_root(boot: Booting) -> bool:
     if candidate is None and boot.handover is None:
         boot.reasons.add(Outcome.CANNOT_TELL, "the image holds no KHO root", path="/")
         return False
+    if candidate is not None and candidate.how is How.KHO_IN and not candidate.given:
+        boot.reasons.add(
+            Outcome.CANNOT_TELL,
+            "the kernel that runs has prepared nothing for the next one yet, and has taken over"
+            " what it was given",
+            path="/", address=candidate.address,
+        )  # fmt: skip
+        return False
+    if candidate is not None and candidate.how is How.KHO_OUT:
+        boot.notes.append(
+            f"what the running kernel has for the next one so far: root {candidate.address:#x}"
+        )
     if boot.handover is not None:
         boot.root, size = boot.handover.fdt_address, boot.handover.fdt_size
         if not size or not boot.handover.scratch_size:
@@ -154,12 +171,18 @@ def read_root(boot: Booting) -> bool:
 
 
 def _candidate(boot: Booting) -> Candidate | None:
-    """The root that the hand-over record leads to, else the best one found by other means."""
+    """The root that the hand-over record leads to, else the best one found by other means.
+
+    Of a running kernel it is what that kernel has for the next one.
+    """
     records = [h for h in boot.location.handovers if h.how in (How.SETUP_DATA, How.CHOSEN)]
     best = boot.location.candidates[0] if boot.location.candidates else None
-    if best is not None and (best.how is How.USER or best.handover is not None or not records):
+    if best is not None and not best.given:
+        own = (c for c in boot.location.candidates if c.how is How.KHO_OUT)
+        best = next(own, best)
+    if best is not None and (best.given or best.handover is not None or not records):
         boot.handover = best.handover
-        if best.handover is None:
+        if best.handover is None and not boot.view.memory.kernel_scratch:
             boot.notes.append(
                 "no hand-over record leads to the root: scratch is taken to be what it must be"
             )
@@ -207,14 +230,20 @@ def _compatible(boot: Booting, root: libfdt.Node) -> bool:
             boot, f"the root FDT says {said!r}, this kernel knows {wanted.decode()!r} only",
             boot.root, f"is incompatible with '{wanted.decode()}'", own,
         )  # fmt: skip
-    if boot.kernel.map_required:
-        value = root.get(boot.generation.map_property.encode())
-        if value is None or len(value) != 8 or not any(value):
-            what = "missing" if value is None else "zero" if len(value) == 8 else "malformed"
-            return _refuse(
-                boot, f"{boot.generation.map_property} is {what}", boot.root,
-                "disabling KHO revival", value or b"",
-            )  # fmt: skip
+    value = root.get(boot.generation.map_property.encode())
+    if boot.running and value == bytes(8):
+        boot.reasons.add(
+            Outcome.CANNOT_TELL,
+            "the running kernel makes its map when it hands over: there is none yet",
+            path="/preserved", address=boot.root,
+        )  # fmt: skip
+        return False
+    if boot.kernel.map_required and (value is None or len(value) != 8 or not any(value)):
+        what = "missing" if value is None else "zero" if len(value) == 8 else "malformed"
+        return _refuse(
+            boot, f"{boot.generation.map_property} is {what}", boot.root,
+            "disabling KHO revival", value or b"",
+        )  # fmt: skip
     # Later readers have all of memory mapped.
     whole = libfdt.Blob(boot.view.read, boot.root)
     boot.tree, boot.root_ends = libfdt.Node(whole), whole.ends()

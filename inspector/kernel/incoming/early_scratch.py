@@ -28,7 +28,8 @@ def read_scratch(boot: Booting, kernel_size: int, initrd_size: int) -> bool:
     """Read the scratch array; sizes are bytes. False if the kernel does not survive it."""
     handover = boot.handover
     if handover is None:
-        return True
+        boot.scratch = list(boot.view.memory.kernel_scratch)
+        return not boot.scratch or _adequate(boot, kernel_size, initrd_size)
     # The number of areas has 32 bits, too.
     said = handover.scratch_size // kho_scratch.size & _M32
     count = min(said, KHO_SCRATCH_READ)

@@ -164,8 +164,7 @@ def _lost_map(image: Image, why: str) -> None:
     What the dump left out is not gone.
     """
     findings, address = image.survey.findings, image.root.map_address
-    named = any(reason.startswith(How.KHO_IN) for reason in image.moment_reasons)
-    if named or len(image.lost) - image.left_out > 1:
+    if image.root.candidate.how is How.KHO_IN or len(image.lost) - image.left_out > 1:
         findings.info("KHO-MAP-010", f"the map is lost: {why}", path="/preserved", address=address)
         return
     findings.warning(

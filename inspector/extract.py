@@ -23,7 +23,7 @@ from inspector.device_tables.claims import DEVICE_TABLE, PAGE_TABLE, claim_table
 from inspector.image import Image
 from inspector.memory.base import PhysicalMemory, U64Array
 from inspector.memory.elfcore import Digest, is_direct, write_core
-from inspector.memory.notes import SCRATCH_AREAS, scratch_areas_note
+from inspector.memory.notes import KERNEL_ROOT, SCRATCH_AREAS, scratch_areas_note
 from inspector.memory.ranges import complement, first_difference, intersect, merged, present
 from inspector.memory.sparse import SparseMemory
 from inspector.moment import MOMENT_NOTE, REASONS_NOTE, REASONS_SEPARATOR, SCRATCH_NOTE
@@ -129,13 +129,15 @@ def _machine(image: Image) -> str:
 
 def _notes(image: Image) -> dict[str, str]:
     """What an extract must be told because the pages that told it are left out."""
-    areas = image.memory.kernel_scratch
+    root, areas = image.root.address, image.memory.kernel_scratch
+    side = image.memory.kernel_roots.get(root)
     return {
         **{k: v for k, v in image.memory.notes.items() if k not in ("nodename", "domainname")},
         "PAGESIZE": str(image.page_size),
         MOMENT_NOTE: str(image.moment),
         REASONS_NOTE: REASONS_SEPARATOR.join(image.moment_reasons),
         **({SCRATCH_NOTE: image.scratch_note} if image.scratch_note else {}),
+        **({KERNEL_ROOT: f"{root:#x}:{side}"} if side else {}),
         **({SCRATCH_AREAS: scratch_areas_note(areas)} if areas else {}),
     }
 

@@ -84,8 +84,8 @@ class PhysicalMemory(ABC):
     machine: str | None = None
     #: Kernel release and other notes of the container (VMCOREINFO pairs, utsname).
     notes: dict[str, str]
-    #: Root FDTs that a running kernel itself names: address -> its side of a hand-over, ``in`` or
-    #: ``out``.
+    #: Root FDTs that a running kernel itself names, or did: address -> its side of a hand-over,
+    #: ``in`` or ``out``.
     kernel_roots: Mapping[int, str] = {}
     #: Why a running kernel has no root FDT, where it tells.
     why_no_root: str = ""

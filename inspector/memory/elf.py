@@ -67,6 +67,7 @@ class ElfMemory(MappedMemory):
             raise UnreadableError(f"{file.name}: {error} in the file") from None
         self.notes = pairs
         self.page_size = notes.page_size_of(pairs)
+        self.kernel_roots = notes.kernel_root_of(pairs)
         self.kernel_scratch = notes.scratch_areas_of(pairs)
         # QEMU writes EM_386 for a PC that is stopped outside long mode, in ELF64 all the same.
         machine = EM_X86_64 if machine == EM_386 else machine

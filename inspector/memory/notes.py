@@ -16,6 +16,8 @@ NT_KHO_ZERO = 1
 #: ``key=value`` lines.
 NT_KHO_NOTES = 2
 
+#: The root of an extract of a running kernel's memory, and its side of a hand-over: ``pa:in``.
+KERNEL_ROOT = "KHO_KERNEL_ROOT"
 #: Scratch areas, as a running kernel listed them: ``start+size`` each.
 SCRATCH_AREAS = "KHO_SCRATCH_AREAS"
 _MAX_AREAS = 4096
@@ -131,3 +133,13 @@ def scratch_areas_of(notes: Mapping[str, str]) -> tuple[tuple[int, int], ...]:
 def scratch_areas_note(areas: tuple[tuple[int, int], ...]) -> str:
     """The opposite of :func:`scratch_areas_of`."""
     return " ".join(f"{start:#x}+{size:#x}" for start, size in areas)
+
+
+def kernel_root_of(notes: Mapping[str, str]) -> dict[int, str]:
+    """{address: side} of the root that the kernel named whose memory was extracted."""
+    address, _, side = notes.get(KERNEL_ROOT, "").partition(":")
+    try:
+        pa = int(address, 16)
+    except ValueError:
+        return {}
+    return {pa: side} if side in ("in", "out") and 0 < pa < 1 << 64 else {}

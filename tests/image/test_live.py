@@ -12,7 +12,7 @@ from inspector.check import check
 from inspector.compat import Options, judge
 from inspector.decode import decode
 from inspector.extract import extract
-from inspector.findings import Outcome
+from inspector.findings import Outcome, Severity
 from inspector.image import Image, MapState, Moment
 from inspector.image import open as open_image
 from inspector.kernel import scenario
@@ -21,6 +21,7 @@ from inspector.kernel.profile import profile
 from inspector.kernel.profile_file import Target
 from inspector.locate import How
 from inspector.memory import PageState, notes
+from inspector.memory.elfcore import write_core
 from inspector.memory.sparse import SparseMemory
 
 PRESENT = PageState.PRESENT
@@ -94,7 +95,7 @@ def test_sessions_that_are_not_written_yet_are_no_leak(memory: SparseMemory, roo
     assert found
 
 
-def test_a_kernel_that_has_not_made_its_map_yet_is_sound() -> None:
+def test_a_kernel_that_has_not_made_its_map_yet_is_sound(tmp_path: Path) -> None:
     """Up to 6.19 the address is filled in at the jump."""
     memory = scenario.load("linux-6.19").run().memory
     whole = decode(memory)
@@ -110,6 +111,11 @@ def test_a_kernel_that_has_not_made_its_map_yet_is_sound() -> None:
     verdict = judge(memory, Target(profile("linux-6.19")))
     assert verdict.outcome is Outcome.CANNOT_TELL
     assert "hands over" in verdict.reasons[0].message
+    extract(decode(memory), tmp_path / "out.elf")
+    with open_image(tmp_path / "out.elf") as again:
+        assert check(again).undecided["KHO-ROOT-003"] == report.undecided["KHO-ROOT-003"]
+        assert not [f for f in check(again).findings if f.severity >= Severity.WARNING]
+        assert judge(again.memory, Target(profile("linux-6.19"))).outcome is Outcome.CANNOT_TELL
     memory.kernel_roots = {}
     assert judge(memory, Target(profile("linux-6.19"))).outcome is not Outcome.CANNOT_TELL
 
@@ -149,6 +155,16 @@ def test_an_extract_of_a_live_host_says_the_same(
         assert again.moment is image.moment
         assert again.moment_reasons == image.moment_reasons
         assert [(a.address, a.size) for a in again.scratch or ()] == list(AREAS)
+        assert again.root.candidate.how is image.root.candidate.how
+
+
+def test_a_note_of_a_root_may_say_anything(memory: SparseMemory, root: int, tmp_path: Path) -> None:
+    for wrong in ("", "0x1000", ":in", "0x1000:up", "x:in", "0:out", f"{1 << 64:#x}:in", "-1:in"):
+        assert notes.kernel_root_of({notes.KERNEL_ROOT: wrong}) == {}
+    assert notes.kernel_root_of({notes.KERNEL_ROOT: "0x1000:in"}) == {0x1000: "in"}
+    write_core(tmp_path / "out.elf", memory, "x86_64", notes={notes.KERNEL_ROOT: "0x3000:in"})
+    with open_image(tmp_path / "out.elf") as image:  # there is no tree: it is searched for
+        assert image.root.address == root
 
 
 def test_notes_of_scratch_areas_may_say_anything() -> None:

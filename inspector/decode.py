@@ -17,7 +17,7 @@ from inspector.detect import Verdict
 from inspector.findings import Severity
 from inspector.image import Image, MapState, Moment, Scratch
 from inspector.locate import How, locate, ram_of
-from inspector.memory.base import PageState, PhysicalMemory
+from inspector.memory.base import PageState, PhysicalMemory, Region
 from inspector.moment import MOMENT_NOTE, tell_moment
 from inspector.roots import chosen_root
 from inspector.survey import Survey
@@ -26,7 +26,7 @@ from inspector.walk import clients, files
 from inspector.walk.clients import Blob, KhoTest
 from inspector.walk.fdt import try_tree
 from inspector.walk.luo import walk_luo
-from inspector.walk.preserved import walk_map
+from inspector.walk.preserved import PreservedMap, walk_map
 
 #: So many things that are wrong with a map are faults: what was reused is wrong all over.
 _FAULTS = 2
@@ -48,6 +48,7 @@ def decode(
     survey = Survey(opened, best.verdict.page_size)
     image = Image(opened, location, best, survey)
     image.verdicts["kho"] = best.verdict.verdict
+    image.ram = _ram(image)
     survey.claim("root", "/", best.address, survey.page_size)
     _handover(image)
     _note_anomalies(image)
@@ -58,11 +59,16 @@ def decode(
     _luo(image, overrides)
     if lost_map:
         _lost_map(image, lost_map)
-    image.ram = ram_of(opened, location)
-    if image.ram is None and opened.kind == "live":
-        image.ram = tuple(opened.regions)
     opened.release()
     return image
+
+
+def _ram(image: Image) -> tuple[Region, ...] | None:
+    """RAM as the hand-over tells it; of a running kernel, what it has, kept or left out."""
+    told = ram_of(image.memory, image.location)
+    if told is None and (image.memory.kind == "live" or image.memory.kernel_roots):
+        return tuple(image.memory.regions)
+    return told
 
 
 def _handover(image: Image) -> None:
@@ -138,20 +144,23 @@ def _map(image: Image) -> str:
     told = image.memory.notes.get(MOMENT_NOTE)
     if trial.preserved.missing and not wrong and told != Moment.INCOMING:
         gone = 0  # the dump lacks nodes, not the machine
-    if gone * 2 > trial.anchors:
+    # A kernel that says it has booted has freed all of it: one sign is enough.
+    freed = _says_booted(image) and (wrong or gone or _reused_bitmaps(image, trial.preserved))
+    if freed or gone * 2 > trial.anchors:
         image.map_state = MapState.LOST
         image.survey.remnants += trial.survey.claims
         nodes = trial.preserved.problems or {"nodes": 0}
-        image.lost.append(
-            f"the preserved-memory map ({gone} of {trial.anchors} blobs are not in it any more)"
+        sign = (
+            f"{gone} of {trial.anchors} blobs are not in it any more" if gone else "reused in part"
         )
+        image.lost.append(f"the preserved-memory map ({sign})")
         return "; ".join(trial.candidate.violations[:4]) or str(nodes)
     if trial.cut_short or trial.dropped or trial.generation is not generation or image.survey.nodes:
         image.preserved = walk_map(image.survey, generation, root.map_address)
     else:  # the trial was this very walk
         image.preserved = trial.preserved
         image.survey.adopt(trial.survey)
-    if wrong > _FAULTS or gone > _FAULTS or _reused_bitmaps(image):
+    if wrong > _FAULTS or gone > _FAULTS or _reused_bitmaps(image, image.preserved):
         image.map_state = MapState.DAMAGED
     else:
         image.map_state = MapState.INCOMPLETE if trial.preserved.missing else MapState.INTACT
@@ -164,7 +173,7 @@ def _lost_map(image: Image, why: str) -> None:
     What the dump left out is not gone.
     """
     findings, address = image.survey.findings, image.root.map_address
-    if image.root.candidate.how is How.KHO_IN or len(image.lost) - image.left_out > 1:
+    if _says_booted(image) or len(image.lost) - image.left_out > 1:
         findings.info("KHO-MAP-010", f"the map is lost: {why}", path="/preserved", address=address)
         return
     findings.warning(
@@ -175,24 +184,31 @@ def _lost_map(image: Image, why: str) -> None:
     )
 
 
-def _reused_bitmaps(image: Image) -> bool:
+def _reused_bitmaps(image: Image, preserved: PreservedMap) -> bool:
     """Whether bitmaps hold something else by now: nothing in a list of chunks tells that.
 
     No kernel preserves pages twice on this scale, and memory that it does not have besides.
     """
-    generation, preserved = image.root.generation, image.preserved
-    if not isinstance(generation, KhoGeneration) or preserved is None:
+    generation = image.root.generation
+    if not isinstance(generation, KhoGeneration):
         return False
     if generation.map_kind not in (MapKind.BITMAP_512, MapKind.BITMAP_PAGE):
         return False
-    ram = ram_of(image.memory, image.location)
+    ram = image.ram
     if not ram or len(preserved.starts) < 2:
         return False
     order = np.argsort(preserved.starts, kind="stable")
     starts, reach = preserved.starts[order], np.maximum.accumulate(preserved.ends[order])
     twice = int(np.count_nonzero(starts[1:] < reach[:-1]))
     beyond = int(reach[-1]) > max(r.end for r in ram)
+    if _says_booted(image):
+        return beyond or twice > 0
     return beyond and twice * 10 > len(starts)
+
+
+def _says_booted(image: Image) -> bool:
+    """Whether a running kernel names the root as what it was given: it has freed the map."""
+    return image.root.candidate.how is How.KHO_IN
 
 
 def _scratch(image: Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -137,6 +138,25 @@ def test_a_lost_map_is_normal_where_the_kernel_says_that_it_has_booted(
     extract(image, tmp_path / "out.elf")
     with open_image(tmp_path / "out.elf") as again:
         assert "KHO-MAP-012" not in {f.code for f in check(again).findings}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["linux-6.17", "linux-6.18", "linux-7.3"])
+def test_a_map_that_was_reused_in_part_is_lost(name: str, seed: int) -> None:
+    """A booted kernel frees all of it; some nodes may look as they did, some like others."""
+    random = Random(seed)
+    memory = scenario.load(name).run().memory
+    whole = decode(memory)
+    assert whole.preserved is not None
+    nodes = list(
+        zip(whole.preserved.nodes.tolist(), whole.preserved.node_sizes.tolist(), strict=True)
+    )
+    for at, size in random.sample(nodes[1:], max(len(nodes) // 3, 1)):
+        memory.write(at, bytes(random.choice((0, 0, 3, 255)) for _ in range(size)))
+    memory.kernel_roots = {whole.root.address: "in"}
+    image = decode(memory)
+    assert image.map_state is MapState.LOST
+    assert not [f for f in check(image).findings if f.severity >= Severity.WARNING]
 
 
 @pytest.mark.parametrize("suffix", ["elf", "elf.zst"])

@@ -142,7 +142,13 @@ def test_the_dump_through_a_pipe(guest: Guest, tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     copy = tmp_path / "copy"
-    with copy.open("wb") as target, subprocess.Popen(["cat", path], stdout=target) as cat:
+    # Both ends are held: a QEMU that is done before cat has begun would leave it waiting.
+    ends = os.open(path, os.O_RDWR)
+    with (
+        copy.open("wb") as target,
+        path.open("rb") as source,
+        subprocess.Popen(["cat"], stdin=source, stdout=target) as cat,
+    ):
         try:
             guest.ask(
                 "dump-guest-memory", paging=False, protocol=f"file:{path}", format="kdump-zlib"
@@ -150,5 +156,7 @@ def test_the_dump_through_a_pipe(guest: Guest, tmp_path: Path) -> None:
         except RuntimeError as error:
             cat.kill()
             pytest.skip(f"this QEMU does not write into a pipe: {error}")
+        finally:
+            os.close(ends)
     with memory.open(copy) as dump, memory.open(guest.ram) as ram:
         assert dump.read(1 << 20, 1 << 16) == ram.read(1 << 20, 1 << 16)

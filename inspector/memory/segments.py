@@ -194,7 +194,7 @@ def distinct(table: SegmentTable) -> SegmentTable | None:
     # The same problem with the roles changed: addresses that claim places in the file.
     places = build(begin, end, kind, address.view(np.int64), np.arange(len(begin)))
     first = places.offset.view(np.uint64)
-    order = np.argsort(first)
+    order = np.argsort(first, kind="stable")
     first, begin, end = first[order], places.first[order], places.last[order]
     return SegmentTable(first, first + (end - begin), places.kind[order], begin.astype(np.int64))
 
@@ -226,7 +226,7 @@ def build(
     end = np.array([p[1] for p in pieces], np.uint64)
     begin = offset[owner] + (at - first[owner]).astype(np.int64)
     all_first = np.concatenate((first[alone], at))
-    order = np.argsort(all_first)
+    order = np.argsort(all_first, kind="stable")
     return SegmentTable(
         all_first[order],
         np.concatenate((last[alone], end))[order],
@@ -253,7 +253,7 @@ def layer(top: SegmentTable, below: SegmentTable) -> SegmentTable:
         moved = (first - table.first[owner]).astype(np.int64)
         columns.append((first, ends[mine], table.kind[owner], table.offset[owner] + moved))
     first, last, kind, offset = (np.concatenate(column) for column in zip(*columns, strict=True))
-    order = np.argsort(first)
+    order = np.argsort(first, kind="stable")
     return SegmentTable(first[order], last[order], kind[order], offset[order])
 
 

@@ -17,7 +17,7 @@ from inspector.detect import Verdict
 from inspector.findings import Severity
 from inspector.image import Image, MapState, Moment, Scratch
 from inspector.locate import How, locate, ram_of
-from inspector.memory.base import PageState, PhysicalMemory, Region
+from inspector.memory.base import PageState, PhysicalMemory
 from inspector.moment import MOMENT_NOTE, tell_moment
 from inspector.roots import chosen_root
 from inspector.survey import Survey
@@ -48,7 +48,7 @@ def decode(
     survey = Survey(opened, best.verdict.page_size)
     image = Image(opened, location, best, survey)
     image.verdicts["kho"] = best.verdict.verdict
-    image.ram = _ram(image)
+    image.ram = ram_of(opened, location)
     survey.claim("root", "/", best.address, survey.page_size)
     _handover(image)
     _note_anomalies(image)
@@ -61,14 +61,6 @@ def decode(
         _lost_map(image, lost_map)
     opened.release()
     return image
-
-
-def _ram(image: Image) -> tuple[Region, ...] | None:
-    """RAM as the hand-over tells it; of a running kernel, what it has, kept or left out."""
-    told = ram_of(image.memory, image.location)
-    if told is None and (image.memory.kind == "live" or image.memory.kernel_roots):
-        return tuple(image.memory.regions)
-    return told
 
 
 def _handover(image: Image) -> None:

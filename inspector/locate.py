@@ -24,6 +24,7 @@ from abi import boot, fdt
 from abi.errors import UsageError
 from inspector import progress
 from inspector.memory.base import MemoryFault, PageState, PhysicalMemory, Region, U64Array
+from inspector.memory.ranges import merged
 from inspector.memory.scan import find_words
 from inspector.text import plural, size_text
 from inspector.tree_budget import TreeBudget, tree_size
@@ -392,7 +393,8 @@ def _plausible(record: Handover) -> bool:
 def ram_of(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | None:
     """The machine's RAM as the hand-over itself tells it, or None.
 
-    From the e820 table of boot_params, or the memory nodes of the device tree.
+    From the e820 table of boot_params, or the memory nodes of the device tree; else, of a
+    running kernel or an extract of its memory, all that it has, kept or left out.
     """
     for page in location.boot_params:
         try:
@@ -426,4 +428,7 @@ def ram_of(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | N
                 regions += [Region(start, size) for start, size in fdt.cells(value, *widths)]
         if regions:
             return tuple(sorted(regions, key=lambda r: r.start))
+    if memory.kind == "live" or memory.kernel_roots:
+        whole = merged((region.start, region.size) for region in memory.regions)
+        return tuple(Region(start, size) for start, size in whole)
     return None

@@ -10,7 +10,7 @@ from inspector.memory.sparse import SparseMemory
 from inspector.walk.fdt import read_tree
 
 #: Containers whose regions are the machine's memory map.
-_WHOLE = ("sparse", "raw", "live")
+_WHOLE = ("sparse", "raw")
 
 
 def ram_for(memory: PhysicalMemory, location: Location) -> tuple[Region, ...] | None:
